@@ -1,0 +1,139 @@
+"""Frozen dataclasses to and from YAML: strict about names and types, with a stable hash.
+
+Options come from three places, the later one wins: the defaults of the dataclass, recipe files in the order
+given, flags of the command line.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import types
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+import yaml
+
+from wsol.errors import ConfigError, did_you_mean
+
+T = TypeVar("T")
+_OUTPUT_NEUTRAL = "output_neutral"
+
+
+def neutral(**kwargs: Any) -> Any:
+    """Declare a dataclass field that cannot change what a run computes (workers, verbosity, where to write).
+
+    Such a field is left out of `config_hash`, so a run may be resumed with another value.
+    """
+    return dataclasses.field(metadata={_OUTPUT_NEUTRAL: True}, **kwargs)
+
+
+def load_yaml(path: Path) -> dict[str, Any]:
+    """Read one recipe file.
+
+    Raises:
+        ConfigError: When it is missing, is not YAML, or is not a mapping.
+    """
+    try:
+        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"cannot read the recipe: {error.strerror}", where=path) from error
+    except yaml.YAMLError as error:
+        raise ConfigError(f"not YAML: {' '.join(str(error).split())}", where=path) from error
+    if not isinstance(data, dict):
+        raise ConfigError("a recipe is a mapping of option names to values", where=path)
+    return {str(key).replace("-", "_"): value for key, value in data.items()}
+
+
+def from_dict(kind: type[T], data: Mapping[str, Any], *, where: object = None) -> T:
+    """Build a dataclass from plain values, checking every name and type.
+
+    Args:
+        kind: A dataclass.
+        data: Field names to plain values (strings for paths, lists for tuples).
+        where: File or flag, for messages.
+
+    Raises:
+        ConfigError: On an unknown field, a missing one or a value of the wrong type.
+    """
+    fields = {item.name: item for item in dataclasses.fields(kind) if item.init}  # type: ignore[arg-type]
+    hints = get_type_hints(kind)
+    values = {}
+    for name, value in data.items():
+        if name not in fields:
+            raise ConfigError(f"unknown option '{name}'", where=where, hint=did_you_mean(name, fields))
+        values[name] = _coerce(value, hints[name], name, where)
+    for name, item in fields.items():
+        if name not in values and item.default is dataclasses.MISSING and item.default_factory is dataclasses.MISSING:
+            raise ConfigError(f"option '{name}' is required", where=where, hint=f"give --{name.replace('_', '-')}")
+    return kind(**values)
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """Return the fields of a dataclass as plain values that `from_dict` takes back."""
+    return {item.name: _simplify(getattr(config, item.name)) for item in dataclasses.fields(config) if item.init}
+
+
+def dump_yaml(config: Any) -> str:
+    """Return a dataclass or mapping as YAML in field order."""
+    plain = _simplify(config) if isinstance(config, Mapping) else to_dict(config)
+    return yaml.safe_dump(plain, sort_keys=False, allow_unicode=True, default_flow_style=None, width=100)
+
+
+def config_hash(config: Any) -> str:
+    """Return 16 hex digits over every field that can change the outputs, stable across machines and runs."""
+    kept = [item.name for item in dataclasses.fields(config) if not item.metadata.get(_OUTPUT_NEUTRAL)]
+    plain = {name: _simplify(getattr(config, name)) for name in kept}
+    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _simplify(value: Any) -> Any:
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return to_dict(value)
+    if isinstance(value, Mapping):
+        return {str(key): _simplify(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_simplify(item) for item in value]
+    return str(value) if isinstance(value, Path) else value
+
+
+def _coerce(value: Any, hint: Any, name: str, where: object) -> Any:
+    """Turn a plain YAML value into what the annotation asks for, or refuse it."""
+    origin, args = get_origin(hint), get_args(hint)
+    if hint is Any:
+        return value
+    if origin in (Union, types.UnionType):
+        if value is None and type(None) in args:
+            return None
+        last: ConfigError | None = None
+        for option in args:
+            if option is not type(None):
+                try:
+                    return _coerce(value, option, name, where)
+                except ConfigError as error:
+                    last = error
+        raise last or ConfigError(f"option '{name}' has no value", where=where)
+    if origin is Literal:
+        if value in args:
+            return value
+        hint_text = did_you_mean(str(value), [str(item) for item in args])
+        raise ConfigError(f"option '{name}' cannot be {value!r}", where=where, hint=hint_text)
+    if origin is tuple and isinstance(value, list | tuple):
+        inner = args[:1] * len(value) if args[-1] is Ellipsis else args
+        if len(inner) == len(value):
+            return tuple(_coerce(item, kind, name, where) for item, kind in zip(value, inner, strict=True))
+    elif origin in (dict, Mapping) or hint in (dict, Mapping) or str(origin).endswith("abc.Mapping'>"):
+        if isinstance(value, Mapping):
+            return dict(value)
+    elif dataclasses.is_dataclass(hint) and isinstance(value, Mapping):
+        return from_dict(hint, value, where=where)  # type: ignore[arg-type]
+    elif hint is Path and isinstance(value, str | Path):
+        return Path(value).expanduser()
+    elif hint is float and isinstance(value, int | float) and not isinstance(value, bool):
+        return float(value)
+    elif isinstance(hint, type) and isinstance(value, hint) and not (hint is int and isinstance(value, bool)):
+        return value
+    expected = getattr(hint, "__name__", str(hint)) if origin is None else str(hint)
+    raise ConfigError(f"option '{name}' must be {expected}, got {value!r}", where=where)

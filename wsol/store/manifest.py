@@ -1,0 +1,98 @@
+"""The manifest: one JSON line an image, appended after its file is in place."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from wsol.errors import StoreError
+
+
+class Manifest:
+    """Append-only record of one shard; a context manager.
+
+    Args:
+        run: Run folder.
+        shard: (index, count) of this writer; one writer a file, so no locks are needed.
+    """
+
+    def __init__(self, run: Path, shard: tuple[int, int] = (0, 1)) -> None:
+        self.path = run / f"manifest-{shard[0]:03d}-of-{shard[1]:03d}.jsonl"
+
+    def __enter__(self) -> Manifest:
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._stream = self.path.open("ab", buffering=0)
+            if _ends_torn(self.path):
+                self._stream.write(b"\n")
+        except OSError as error:
+            raise StoreError(f"cannot write: {error.strerror}", where=self.path, hint="give another --out") from error
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stream.close()
+
+    def done(self, image_id: str, **facts: Any) -> None:
+        """Record that the file of an image is in place."""
+        self._append({"id": image_id, "ok": True, **facts})
+
+    def failed(self, image_id: str, error: str) -> None:
+        """Record why an image has no file."""
+        self._append({"id": image_id, "ok": False, "error": error})
+
+    def _append(self, row: Mapping[str, Any]) -> None:
+        # One unbuffered write a row: a kill leaves at most one torn last line, which readers skip.
+        try:
+            self._stream.write(json.dumps(row, ensure_ascii=False).encode() + b"\n")
+        except OSError as error:
+            raise StoreError(
+                f"cannot write: {error.strerror}", where=self.path, hint=os.strerror(error.errno or 0)
+            ) from error
+
+
+def _ends_torn(path: Path) -> bool:
+    with path.open("rb") as stream:
+        if stream.seek(0, os.SEEK_END) == 0:
+            return False
+        stream.seek(-1, os.SEEK_END)
+        return stream.read(1) != b"\n"
+
+
+def read_rows(run: Path) -> dict[str, dict[str, Any]]:
+    """Return the last row of every id over all shards of a run; torn lines are skipped."""
+    rows: dict[str, dict[str, Any]] = {}
+    for path in sorted(run.glob("manifest-*.jsonl"), key=lambda path: path.stat().st_mtime_ns):
+        for line in path.read_bytes().splitlines():
+            try:
+                row = json.loads(line)
+                image_id = row["id"]
+            except (ValueError, KeyError, TypeError):
+                continue
+            # A file that one shard wrote stays valid even if another shard failed on the same id.
+            if not (rows.get(image_id, {}).get("ok") and not row.get("ok")):
+                rows[image_id] = row
+    return rows
+
+
+def finished(run: Path, reads_whole: Callable[[str], object]) -> set[str]:
+    """Return the ids that are ok in a manifest and whose file reads whole.
+
+    Args:
+        run: Run folder.
+        reads_whole: Reads the file of an id and raises StoreError when it is missing or torn.
+    """
+    ids = set()
+    for image_id, row in read_rows(run).items():
+        if row.get("ok"):
+            try:
+                reads_whole(image_id)
+            except StoreError:
+                continue
+            ids.add(image_id)
+    return ids

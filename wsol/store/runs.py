@@ -1,0 +1,221 @@
+"""Run folders: configuration, provenance, and the right to continue."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import importlib.metadata
+import json
+import platform
+import resource
+import shutil
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import wsol
+from wsol.config import config_hash, dump_yaml, load_yaml, to_dict
+from wsol.errors import ConfigError, DataError, StoreError
+from wsol.schema import DatasetSpec, RunInfo
+from wsol.store.atomic import write_text
+
+_OWN_FILES = (
+    "maps",
+    "masks",
+    "confidence",
+    "report",
+    "config.yaml",
+    "dataset.yaml",
+    "run.json",
+    "metrics.json",
+    "curves.csv",
+)
+_OWN_PATTERNS = ("manifest-*.jsonl", "run-*.json", "*.safetensors", "checkpoint.pt", "history.jsonl")
+_PACKAGES = (
+    "torch",
+    "torchvision",
+    "timm",
+    "numpy",
+    "opencv-python",
+    "numba",
+    "pycocotools",
+    "pillow",
+    "segmentation-models-pytorch",
+    "open_clip_torch",
+)
+
+
+class Run:
+    """An open run folder; a context manager that completes `run.json` when the work ends well.
+
+    Attributes:
+        path: The folder.
+        facts: What the run found out; goes into `run.json`.
+    """
+
+    def __init__(self, path: Path, info: RunInfo, *, shard: tuple[int, int] = (0, 1)) -> None:
+        self.path, self.info, self.shard = path, info, shard
+        self.facts: dict[str, Any] = {}
+        self._clock = time.monotonic()
+
+    def __enter__(self) -> Run:
+        self._save()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1024.0 if sys.platform != "darwin" else 1024.0**2)
+        seconds = time.monotonic() - self._clock
+        self.info = replace(self.info, seconds=round(seconds, 3), peak_memory_mb=round(peak, 1), facts=self.facts)
+        if kind is None:
+            self._save()
+
+    def _save(self) -> None:
+        name = "run.json" if self.shard[0] == 0 else f"run-{self.shard[0]:03d}.json"
+        write_text(self.path / name, json.dumps(asdict(self.info), indent=1, default=str) + "\n")
+
+
+def open_run(
+    path: Path,
+    *,
+    verb: str,
+    config: Any,
+    dataset: DatasetSpec | None = None,
+    device: str = "cpu",
+    inputs: Mapping[str, str] | None = None,
+    overwrite: bool = False,
+    shard: tuple[int, int] = (0, 1),
+) -> Run:
+    """Create a run folder, or continue one that was made with the same configuration.
+
+    Args:
+        path: The folder.
+        verb: Verb of the command line.
+        config: Frozen dataclass of the verb; its `config_hash` decides whether the folder may be continued.
+        dataset: Saved as `dataset.yaml`, so that later steps need no flags to find the images.
+        device: Device in use.
+        inputs: Input path to hash.
+        overwrite: Remove what an earlier run wrote in this folder and start again.
+        shard: (index, count) of this process.
+
+    Raises:
+        StoreError: When the folder holds a run of another configuration, or no run at all but other files.
+    """
+    digest = config_hash(config)
+    if overwrite:
+        _clear(path)
+    known = _known_hash(path)
+    if (
+        known is None
+        and path.is_dir()
+        and any(not item.name.startswith(".") and item.name != "log.txt" for item in path.iterdir())
+    ):
+        raise StoreError("the folder is not empty and holds no run", where=path, hint="give another --out")
+    if known is not None and known != f"{verb}:{digest}":
+        changed = _changed_options(path, config)
+        raise StoreError(
+            f"the folder holds a run with other options{changed}",
+            where=path,
+            hint="give another --out, or --overwrite to replace it",
+        )
+    if known is None:
+        if dataset is not None:
+            write_text(path / "dataset.yaml", dump_yaml(dataset))
+        write_text(path / "config.yaml", f"# wsol {verb}, {digest}\n{dump_yaml(config)}")
+    info = RunInfo(
+        verb=verb,
+        config=to_dict(config),
+        config_hash=digest,
+        seed=int(getattr(config, "seed", 0)),
+        versions=versions(),
+        device=device,
+        argv=tuple(sys.argv),
+        inputs=dict(inputs or {}),
+        code_hash=code_hash(),
+        started=datetime.now(UTC).isoformat(timespec="seconds"),
+    )
+    return Run(path, info, shard=shard)
+
+
+def read_info(path: Path) -> RunInfo:
+    """Read `run.json`.
+
+    Raises:
+        StoreError: When the folder holds no run.
+    """
+    try:
+        raw = json.loads((path / "run.json").read_text(encoding="utf-8"))
+        return RunInfo(**{**raw, "argv": tuple(raw["argv"])})
+    except FileNotFoundError as error:
+        raise StoreError("no run in this folder", where=path, hint="give a folder that wsol wrote") from error
+    except (ValueError, TypeError, KeyError) as error:
+        raise StoreError(f"run.json cannot be read: {error}", where=path) from error
+
+
+def file_hash(path: Path) -> str:
+    """Return the SHA-256 of a file in hex."""
+    try:
+        with path.open("rb") as stream:
+            return hashlib.file_digest(stream, "sha256").hexdigest()
+    except OSError as error:
+        raise DataError(f"cannot read: {error.strerror}", where=path) from error
+
+
+@functools.cache
+def code_hash() -> str:
+    """Return 16 hex digits over the installed sources of this package: a version that needs no git."""
+    digest = hashlib.sha256()
+    root = Path(wsol.__file__).parent
+    for path in sorted(root.rglob("*.py")):
+        digest.update(path.relative_to(root).as_posix().encode())
+        digest.update(path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of Python and of the packages that can change a number."""
+    found = {"python": platform.python_version()}
+    for name in ("wsol", *_PACKAGES):
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def _holds_other_files(path: Path) -> bool:
+    return path.is_dir() and any(not item.name.startswith(".") and item.name != "log.txt" for item in path.iterdir())
+
+
+def _known_hash(path: Path) -> str | None:
+    try:
+        first = (path / "config.yaml").read_text(encoding="utf-8").partition("\n")[0]
+    except OSError:
+        return None
+    words = first.removeprefix("# wsol ").split(", ")
+    return f"{words[0]}:{words[1]}" if len(words) == 2 else "?"
+
+
+def _changed_options(path: Path, config: Any) -> str:
+    try:
+        before = load_yaml(path / "config.yaml")
+    except ConfigError:
+        return ""
+    now = to_dict(config)
+    names = [name for name in now if before.get(name) != now[name]]
+    return f": {', '.join(f'{name} was {before.get(name)!r}' for name in names)}" if names else ""
+
+
+def _clear(path: Path) -> None:
+    if _known_hash(path) is None:
+        return
+    own = [path / name for name in _OWN_FILES]
+    own += [item for pattern in _OWN_PATTERNS for item in path.glob(pattern)]
+    for item in own:
+        if item.is_dir() and not item.is_symlink():
+            shutil.rmtree(item)
+        else:
+            item.unlink(missing_ok=True)
