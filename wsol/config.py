@@ -58,17 +58,26 @@ def from_dict(kind: type[T], data: Mapping[str, Any], *, where: object = None) -
     Raises:
         ConfigError: On an unknown field, a missing one or a value of the wrong type.
     """
-    fields = {item.name: item for item in dataclasses.fields(kind) if item.init}  # type: ignore[arg-type]
-    hints = get_type_hints(kind)
+    values = coerce(kind, data, where=where)
+    for name, item in _fields(kind).items():
+        if name not in values and item.default is dataclasses.MISSING and item.default_factory is dataclasses.MISSING:
+            raise ConfigError(f"option '{name}' is required", where=where, hint=f"give --{name.replace('_', '-')}")
+    return kind(**values)
+
+
+def coerce(kind: type[Any], data: Mapping[str, Any], *, where: object = None) -> dict[str, Any]:
+    """Return checked values for some of the fields of a dataclass; the arguments are those of `from_dict`.
+
+    Raises:
+        ConfigError: On an unknown field or a value of the wrong type.
+    """
+    fields, hints = _fields(kind), get_type_hints(kind)
     values = {}
     for name, value in data.items():
         if name not in fields:
             raise ConfigError(f"unknown option '{name}'", where=where, hint=did_you_mean(name, fields))
         values[name] = _coerce(value, hints[name], name, where)
-    for name, item in fields.items():
-        if name not in values and item.default is dataclasses.MISSING and item.default_factory is dataclasses.MISSING:
-            raise ConfigError(f"option '{name}' is required", where=where, hint=f"give --{name.replace('_', '-')}")
-    return kind(**values)
+    return values
 
 
 def to_dict(config: Any) -> dict[str, Any]:
@@ -87,6 +96,10 @@ def config_hash(config: Any) -> str:
     kept = [item.name for item in dataclasses.fields(config) if not item.metadata.get(_OUTPUT_NEUTRAL)]
     plain = {name: _simplify(getattr(config, name)) for name in kept}
     return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _fields(kind: type[Any]) -> dict[str, dataclasses.Field[Any]]:
+    return {item.name: item for item in dataclasses.fields(kind) if item.init}
 
 
 def _simplify(value: Any) -> Any:

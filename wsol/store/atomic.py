@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -12,8 +13,12 @@ from wsol.errors import StoreError
 
 
 @contextmanager
-def atomic_write(path: Path) -> Iterator[BinaryIO]:
+def atomic_write(path: Path, *, durable: bool = False) -> Iterator[BinaryIO]:
     """Open a temporary file beside `path` and move it into place when the block ends well.
+
+    Args:
+        path: The file; its folder is made where it is missing.
+        durable: Also survive a power cut (fsync): for checkpoints, which nothing can check and redo.
 
     The name carries the process id, so that two writers never share one. A crash leaves at most a `.tmp-*`
     file; it is never read.
@@ -26,13 +31,15 @@ def atomic_write(path: Path) -> Iterator[BinaryIO]:
         path.parent.mkdir(parents=True, exist_ok=True)
         with temporary.open("wb") as stream:
             yield stream
-            stream.flush()
-            os.fsync(stream.fileno())
+            if durable:
+                stream.flush()
+                os.fsync(stream.fileno())
         temporary.replace(path)
     except OSError as error:
         raise StoreError(f"cannot write: {error.strerror or error}", where=path, hint=_advice(error)) from error
     finally:
-        temporary.unlink(missing_ok=True) if temporary.parent.is_dir() else None
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -42,8 +49,6 @@ def write_text(path: Path, text: str) -> None:
 
 
 def _advice(error: OSError) -> str:
-    import errno
-
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return "the disk is full: free some space and run the same command again, it continues"
     return "check that the folder exists and may be written to, or give another --out"

@@ -105,22 +105,16 @@ def open_run(
         StoreError: When the folder holds a run of another configuration, or no run at all but other files.
     """
     digest = config_hash(config)
-    if overwrite:
-        _clear(path)
     known = _known_hash(path)
-    if (
-        known is None
-        and path.is_dir()
-        and any(not item.name.startswith(".") and item.name != "log.txt" for item in path.iterdir())
-    ):
+    if known is None and _holds_files(path):
         raise StoreError("the folder is not empty and holds no run", where=path, hint="give another --out")
+    if known is not None and overwrite:
+        _clear(path)
+        known = None
     if known is not None and known != f"{verb}:{digest}":
         changed = _changed_options(path, config)
-        raise StoreError(
-            f"the folder holds a run with other options{changed}",
-            where=path,
-            hint="give another --out, or --overwrite to replace it",
-        )
+        hint = "give another --out, or --overwrite to replace it"
+        raise StoreError(f"the folder holds a run with other options{changed}", where=path, hint=hint)
     if known is None:
         if dataset is not None:
             write_text(path / "dataset.yaml", dump_yaml(dataset))
@@ -190,6 +184,10 @@ def _holds_other_files(path: Path) -> bool:
     return path.is_dir() and any(not item.name.startswith(".") and item.name != "log.txt" for item in path.iterdir())
 
 
+def _holds_files(path: Path) -> bool:
+    return path.is_dir() and any(not item.name.startswith(".") and item.name != "log.txt" for item in path.iterdir())
+
+
 def _known_hash(path: Path) -> str | None:
     try:
         first = (path / "config.yaml").read_text(encoding="utf-8").partition("\n")[0]
@@ -210,10 +208,9 @@ def _changed_options(path: Path, config: Any) -> str:
 
 
 def _clear(path: Path) -> None:
-    if _known_hash(path) is None:
-        return
     own = [path / name for name in _OWN_FILES]
-    own += [item for pattern in _OWN_PATTERNS for item in path.glob(pattern)]
+    for pattern in _OWN_PATTERNS:
+        own += path.glob(pattern)
     for item in own:
         if item.is_dir() and not item.is_symlink():
             shutil.rmtree(item)

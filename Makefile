@@ -1,0 +1,42 @@
+# `make demo` and `make test` set everything up by themselves, into .venv.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+PYTEST_FLAGS ?= -n 2 -m "not slow"
+
+.PHONY: help setup demo test slow lint bench minimum clean
+
+help: ## list the targets
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  \1	\2/p' $(MAKEFILE_LIST)
+
+setup: $(VENV)/.ready ## create the environment
+
+$(VENV)/.ready: pyproject.toml
+	@$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11))" || { echo "wsol needs Python 3.11 or newer: make PYTHON=python3.11 $(MAKECMDGOALS)"; exit 2; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --editable '.[dev,demo]'
+	@touch $@
+
+demo: setup ## real photos and a measured run, offline; ends with the path of its report
+	$(BIN)/wsol demo --out runs/demo --overwrite
+
+test: setup ## the default tests
+	$(BIN)/python -m pytest $(PYTEST_FLAGS)
+
+slow: setup ## the slow tests
+	$(BIN)/python -m pytest -n 2 -m slow
+
+lint: setup ## format, lint, types, import floors
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+minimum: ## the tests on the oldest versions that pyproject allows
+	$(PYTHON) -m venv .venv-minimum
+	.venv-minimum/bin/python -m pip install --quiet $$($(PYTHON) tools/minimum_versions.py)
+	.venv-minimum/bin/python -m pip install --quiet --no-deps --editable .
+	.venv-minimum/bin/python -m pytest $(PYTEST_FLAGS) $(MINIMUM_TESTS)
+
+clean: ## remove environments and caches, never runs/
+	rm -rf .venv .venv-minimum .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist

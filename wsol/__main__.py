@@ -1,0 +1,5 @@
+"""`python -m wsol` is the command `wsol`."""
+
+from wsol.cli.main import main
+
+raise SystemExit(main())

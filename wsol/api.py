@@ -1,0 +1,32 @@
+"""The verbs as Python functions: keyword arguments with the names of the flags."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+from wsol.config import from_dict
+
+
+def _verb(name: str, options: str, target: str) -> Callable[..., Any]:
+    """Build a keyword-only function from an options class and the function that takes it."""
+    module, _, kind_name = options.partition(":")
+    kind = getattr(importlib.import_module(module), kind_name)
+
+    def call(**keywords: Any) -> Any:
+        home, _, function = target.partition(":")
+        return getattr(importlib.import_module(home), function)(from_dict(kind, keywords))
+
+    call.__name__ = call.__qualname__ = name
+    call.__doc__ = f"{(kind.__doc__ or '').strip()}\n\nTakes the fields of `{module}.{kind_name}` as keywords."
+    call.__signature__ = inspect.signature(kind)  # type: ignore[attr-defined]
+    return call
+
+
+make_maps = _verb("make_maps", "wsol.engine.options:CamConfig", "wsol.engine.make_maps:make_maps")
+make_masks = _verb("make_masks", "wsol.engine.options:RefineConfig", "wsol.engine.make_masks:make_masks")
+train = _verb("train", "wsol.engine.train_options:TrainConfig", "wsol.engine.train:train")
+segment_train = _verb("segment_train", "wsol.engine.segment_options:SegmentTrainConfig", "wsol.engine.segment:segment_train")
+segment_predict = _verb("segment_predict", "wsol.engine.segment_options:SegmentPredictConfig", "wsol.engine.segment:segment_predict")

@@ -1,0 +1,16 @@
+"""`wsol cam`: make score maps of a split (resumable, sharded)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from wsol.cams import CAMS
+from wsol.cli.parse import parse
+from wsol.engine.make_maps import make_maps
+from wsol.engine.options import CamConfig
+
+
+def run(argv: Sequence[str]) -> int:
+    """Parse the flags and write the maps; return the exit status."""
+    config = parse(CamConfig, argv, prog="wsol cam", choices=[("method", "options", CAMS)])
+    return make_maps(config).status

@@ -1,0 +1,77 @@
+"""The command `wsol`: finds the verb and imports nothing but that."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import logging
+import os
+import sys
+from pathlib import Path
+
+from wsol.errors import WsolError, did_you_mean
+
+_VERBS = ("train", "cam", "refine", "eval", "segment", "demo", "info", "data")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command.
+
+    Args:
+        argv: Words after `wsol`; those of the process by default.
+
+    Returns:
+        Exit status: 0 done, 1 done but some images failed, 2 a mistake in what was asked, 130 interrupted.
+    """
+    words = list(sys.argv[1:] if argv is None else argv)
+    debug = "--debug" in words
+    words = [word for word in words if word != "--debug"]
+    if not words or words[0] in ("-h", "--help", "help"):
+        sys.stdout.write(_help())
+        return 0
+    if words[0] in ("-V", "--version", "version"):
+        from importlib.metadata import version
+
+        sys.stdout.write(f"wsol {version('wsol')}\n")
+        return 0
+    _log_to_stderr()
+    try:
+        if words[0] not in _VERBS:
+            raise WsolError(f"unknown verb '{words[0]}'", hint=did_you_mean(words[0], _VERBS))
+        return int(importlib.import_module(f"wsol.cli.{words[0]}").run(words[1:]))
+    except WsolError as error:
+        if debug:
+            raise
+        sys.stderr.write(f"wsol: {error}\n")
+        return 2
+    except KeyboardInterrupt:
+        sys.stderr.write("wsol: interrupted; run the same command again to continue\n")
+        return 130
+    except BrokenPipeError:
+        # The reader of a pipe is gone (wsol ... | head): not an error, and nothing more can be written.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def _help() -> str:
+    lines = [
+        "usage: wsol VERB [OPTIONS]   (wsol VERB --help lists the options)",
+        "",
+        "Boxes and masks from image-level labels.",
+        "",
+    ]
+    for verb in _VERBS:
+        source = (Path(__file__).parent / f"{verb}.py").read_text(encoding="utf-8")
+        summary = (ast.get_docstring(ast.parse(source)) or "").partition("\n")[0]
+        lines.append(f"  {verb:<8} {summary.partition(': ')[2] or summary}")
+    return "\n".join([*lines, "", "Add --debug to any verb for a traceback. Documentation: docs/start.md", ""])
+
+
+def _log_to_stderr() -> None:
+    logger = logging.getLogger("wsol")
+    if not logger.handlers:
+        handler = logging.StreamHandler()
+        handler.setFormatter(logging.Formatter("%(message)s"))
+        logger.addHandler(handler)
+        logger.setLevel(logging.INFO)
+        logger.propagate = False

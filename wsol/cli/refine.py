@@ -1,0 +1,16 @@
+"""`wsol refine`: turn score maps into pseudo-masks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from wsol.cli.parse import parse
+from wsol.engine.make_masks import make_masks
+from wsol.engine.options import RefineConfig
+from wsol.refine import REFINERS
+
+
+def run(argv: Sequence[str]) -> int:
+    """Parse the flags and write the masks; return the exit status."""
+    config = parse(RefineConfig, argv, prog="wsol refine", choices=[("method", "options", REFINERS)])
+    return make_masks(config).status

@@ -1,0 +1,136 @@
+"""Options of `wsol cam` and `wsol refine`: what the flags, the recipes and the Python functions share."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from wsol.config import neutral
+from wsol.errors import ConfigError
+
+
+@dataclass(frozen=True, kw_only=True)
+class CamConfig:
+    """Score maps of a split: resumable, sharded, one npz an image."""
+
+    data: str
+    """Data set: voc, coco, cub, ilsvrc, openimages, folder, synthetic, ... (wsol info lists all)."""
+    out: Path = neutral()
+    """Run folder to write or continue."""
+    root: Path | None = None
+    """Folder of the data set; default: $WSOL_DATA and its usual name."""
+    split: str | None = None
+    """Split to map; default: the data set's own."""
+    data_options: Mapping[str, Any] = field(default_factory=dict)
+    """Options of the data set (in recipes)."""
+    model: str | None = None
+    """timm model name; not needed when --checkpoint is a run of wsol train."""
+    checkpoint: str | None = None
+    """Weights: a file, a run folder of wsol train, or pip:PACKAGE for weights that a package ships."""
+    pretrained: bool = False
+    """Load timm's pretrained weights from the hub."""
+    method: str = "cam"
+    """Map method."""
+    options: Mapping[str, Any] = field(default_factory=dict)
+    """Options of the method."""
+    classes: Literal["labels", "top1", "top5", "all"] = "labels"
+    """Which maps to make: the image's labels, the predicted classes, or every class."""
+    img_size: int = 224
+    """Side of the network's input in pixels (long side with --resize keep)."""
+    resize: Literal["squash", "keep"] = "squash"
+    """squash: img_size x img_size; keep: long side img_size, aspect kept up to the network's stride."""
+    scales: tuple[float, ...] = (1.0,)
+    """Input sizes, as factors of img_size; the maps are summed."""
+    flip: bool = False
+    """Add the maps of the mirrored image."""
+    normalize: Literal["relu", "minmax"] = "relu"
+    """relu: drop negative evidence, divide by the maximum; minmax: shift and scale to [0, 1]."""
+    store: Literal["grid", "image"] = "grid"
+    """Size of the stored maps: the model's own grid, or the image's size."""
+    batch_size: int = 16
+    """Images a forward pass."""
+    amp: bool = False
+    """Mixed precision (bfloat16)."""
+    seed: int = 0
+    """Seed of every generator."""
+    limit: int | None = neutral(default=None)
+    """Only the first N images."""
+    device: str = neutral(default="auto")
+    """cpu, cuda, cuda:1, ...; auto takes a GPU where there is one."""
+    workers: int = neutral(default=2)
+    """Processes that read images."""
+    shard: str = neutral(default="0/1")
+    """i/n: this process does every n-th batch, starting with the i-th; any launcher's rank also works."""
+    overwrite: bool = neutral(default=False)
+    """Replace a run with other options."""
+    fail_fast: bool = neutral(default=False)
+    """Stop at the first image that fails."""
+    quiet: bool = neutral(default=False)
+    """No progress."""
+
+    def validate(self) -> None:
+        """Check values that a type cannot.
+
+        Raises:
+            ConfigError: Naming the flag.
+        """
+        _positive(img_size=self.img_size, batch_size=self.batch_size)
+        if not self.scales or min(self.scales) <= 0:
+            raise ConfigError(f"--scales must be positive numbers, got {self.scales}")
+        if self.model is None and self.checkpoint is None:
+            raise ConfigError("no model", hint="give --model NAME, or --checkpoint with a run of wsol train")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RefineConfig:
+    """Score maps to pseudo-masks: resumable, sharded, palette PNG an image."""
+
+    maps: Path
+    """Run folder of wsol cam."""
+    out: Path = neutral()
+    """Run folder to write or continue."""
+    method: str = "threshold"
+    """Refiner."""
+    options: Mapping[str, Any] = field(default_factory=dict)
+    """Options of the refiner."""
+    background: float | None = 0.25
+    """Constant background score."""
+    alpha: float | None = None
+    """Background score (1 - max)^alpha instead of a constant."""
+    min_confidence: float = 0.0
+    """Pixels whose best score is lower become 255 (ignored)."""
+    confidence: bool = False
+    """Also write the confidence of each mask as an 8-bit PNG."""
+    coco: bool = neutral(default=False)
+    """Also write pseudo.coco.json (RLE)."""
+    limit: int | None = neutral(default=None)
+    """Only the first N images."""
+    workers: int = neutral(default=2)
+    """Processes, one thread each; 0 works in this process."""
+    shard: str = neutral(default="0/1")
+    """i/n: this process does every n-th image, starting with the i-th."""
+    overwrite: bool = neutral(default=False)
+    """Replace a run with other options."""
+    fail_fast: bool = neutral(default=False)
+    """Stop at the first image that fails."""
+    quiet: bool = neutral(default=False)
+    """No progress."""
+
+    def validate(self) -> None:
+        """Check values that a type cannot.
+
+        Raises:
+            ConfigError: Naming the flag.
+        """
+        if self.alpha is None and self.background is None:
+            raise ConfigError("no background score", hint="give --background or --alpha")
+        if not 0.0 <= self.min_confidence <= 1.0:
+            raise ConfigError(f"--min-confidence must lie in [0, 1], got {self.min_confidence}")
+
+
+def _positive(**values: int) -> None:
+    for name, value in values.items():
+        if value < 1:
+            raise ConfigError(f"--{name.replace('_', '-')} must be at least 1, got {value}")
