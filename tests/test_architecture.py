@@ -69,7 +69,9 @@ def test_torch_files_are_read_with_weights_only():
     for path in SOURCES:
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Call) and ast.unparse(node.func) == "torch.load":
-                assert {keyword.arg: ast.unparse(keyword.value) for keyword in node.keywords}.get("weights_only") == "True"
+                assert {keyword.arg: ast.unparse(keyword.value) for keyword in node.keywords}.get(
+                    "weights_only"
+                ) == "True"
 
 
 @pytest.mark.parametrize("room", ["cams", "refine", "mix", "data"])

@@ -62,7 +62,12 @@ def test_yaml_round_trip(tmp_path_factory, options):
 def test_hash_ignores_neutral_fields_and_nothing_else(options, workers):
     plain = to_dict(options)
     assert config_hash(from_dict(Options, {**plain, "workers": workers})) == config_hash(options)
-    changed = {"data": options.data + "x", "lr": 2.0 if options.lr == 1.0 else 1.0, "flip": not options.flip, "inner": {"alpha": 2.0}}
+    changed = {
+        "data": options.data + "x",
+        "lr": 2.0 if options.lr == 1.0 else 1.0,
+        "flip": not options.flip,
+        "inner": {"alpha": 2.0},
+    }
     for name, value in changed.items():
         assert config_hash(from_dict(Options, {**plain, name: value})) != config_hash(options), name
 
