@@ -93,6 +93,9 @@ def test_a_colour_picture_is_no_mask(tmp_path):
     Image.new("RGB", (3, 2)).save(tmp_path / "a.png")
     with pytest.raises(StoreError, match="label ids, not colours"):
         read_labels(tmp_path / "a.png")
+    Image.fromarray(np.full((2, 3), 300, np.uint16)).save(tmp_path / "wide.png")
+    with pytest.raises(StoreError, match="300"):
+        read_labels(tmp_path / "wide.png")
     (tmp_path / "b.png").write_bytes(encode_mask(np.zeros((40, 50), np.uint8))[:60])
     with pytest.raises(StoreError, match="cannot read"):
         read_labels(tmp_path / "b.png")

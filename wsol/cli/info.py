@@ -39,7 +39,7 @@ def run(argv: Sequence[str]) -> int:
         return 1 if facts["clashes"] else 0
     lines = ["versions"] + [f"  {name:<28} {version}" for name, version in facts["versions"].items()]
     lines += [f"code      {facts['code']}", f"devices   {', '.join(facts['devices'])}"]
-    lines += [f"data      {facts['data'] or 'WSOL_DATA is not set'}"]
+    lines += [f"data      {', '.join(facts['data']) or 'WSOL_DATA is not set'}"]
     for title, _ in _METHODS:
         lines += ["", title] + [f"  {name:<14} {summary}" for name, summary in facts[title].items()]
     lines += ["", *(f"clash: {text}" for text in facts["clashes"])]
@@ -50,8 +50,8 @@ def run(argv: Sequence[str]) -> int:
 def collect() -> dict[str, Any]:
     """Return versions, devices, methods with their summaries, data folders and clashes, without importing torch."""
     facts: dict[str, Any] = {"versions": versions(), "code": code_hash(), "devices": _devices()}
-    root = os.environ.get("WSOL_DATA", "")
-    facts["data"] = sorted(item.name for item in Path(root).iterdir() if item.is_dir()) if root and Path(root).is_dir() else []
+    root = Path(os.environ.get("WSOL_DATA") or "/nonexistent")
+    facts["data"] = sorted(item.name for item in root.iterdir() if item.is_dir()) if root.is_dir() else []
     for title, room in _METHODS:
         registry = _registry(room)
         facts[title] = {name: registry.summary(name) for name in registry.names()}

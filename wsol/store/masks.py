@@ -74,7 +74,10 @@ def read_labels(path: Path) -> NDArray[np.uint8]:
                     where=path,
                     hint="save label ids, not colours",
                 )
-            return np.asarray(image, dtype=np.uint8)
+            indices = np.asarray(image)
+            if indices.size and not 0 <= int(indices.min()) <= int(indices.max()) <= 255:
+                raise StoreError(f"label {indices.max()} is not in 0..255", where=path, hint="255 marks ignored pixels")
+            return indices.astype(np.uint8)
     except FileNotFoundError as error:
         raise StoreError("no such mask", where=path) from error
     except (OSError, SyntaxError, ValueError) as error:

@@ -1,0 +1,105 @@
+"""wsol data: check what of a data set is on disk, or list it."""
+
+from __future__ import annotations
+
+import csv
+import json
+import sys
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from wsol.errors import ConfigError, did_you_mean
+
+_COLOURS = {"ok": "\033[32m", "missing": "\033[31m", "hint": "\033[33m"}
+
+
+@dataclass(frozen=True)
+class DataCheckConfig:
+    """Say what of a data set is there, what is missing, and how to get it.
+
+    Attributes:
+        data: Data set.
+        root: Its folder or a parent of it; by default under $WSOL_DATA.
+        split: Check one split only.
+        deep: Also decode every image and read every mask.
+        json: Write JSON instead of lines.
+    """
+
+    data: str
+    root: Path | None = None
+    split: str | None = None
+    deep: bool = False
+    json: bool = False
+
+
+@dataclass(frozen=True)
+class DataIndexConfig:
+    """List a split as CSV (id, file, labels), which the data set `folder` reads back.
+
+    Attributes:
+        data: Data set.
+        root: Its folder or a parent of it; by default under $WSOL_DATA.
+        split: Split to list.
+        limit: List only the first images.
+    """
+
+    data: str
+    root: Path | None = None
+    split: str | None = None
+    limit: int | None = None
+
+
+def check_data(config: DataCheckConfig) -> int:
+    """Write the findings to stdout.
+
+    Returns:
+        1 when something needed is missing, else 0.
+    """
+    from wsol.data.check import check
+
+    findings = check(config.data, config.root, split=config.split, deep=config.deep)
+    if config.json:
+        sys.stdout.write(json.dumps([asdict(finding) for finding in findings], indent=1) + "\n")
+    else:
+        for finding in findings:
+            level = f"{finding.level:<8}"
+            if sys.stdout.isatty():
+                level = f"{_COLOURS[finding.level]}{level}\033[0m"
+            sys.stdout.write(f"{level}{finding.path}{': ' if finding.path else ''}{finding.text}\n")
+    return int(any(finding.level == "missing" for finding in findings))
+
+
+def index_data(config: DataIndexConfig) -> int:
+    """Write one CSV row an image to stdout; several labels are separated by ";"."""
+    from wsol.data import load
+
+    dataset = load(config.data, root=config.root, split=config.split, limit=config.limit)
+    writer = csv.writer(sys.stdout, lineterminator="\n")
+    writer.writerow(("id", "file", "labels"))
+    for sample in dataset:
+        writer.writerow((sample.id, sample.image, ";".join(dataset.spec.classes[label] for label in sample.labels)))
+    return 0
+
+
+def run(argv: list[str]) -> int:
+    """Run `wsol data check` or `wsol data index`.
+
+    Raises:
+        ConfigError: When the first word is neither.
+    """
+    from wsol.cli.parse import parse
+
+    word, rest = (argv[0], argv[1:]) if argv else ("", [])
+    actions: dict[str, Callable[[], int]] = {
+        "check": lambda: check_data(parse(DataCheckConfig, rest, prog="wsol data check")),
+        "index": lambda: index_data(parse(DataIndexConfig, rest, prog="wsol data index")),
+    }
+    if word in ("", "-h", "--help"):
+        sys.stdout.write("usage: wsol data check|index [options]\n\n")
+        sys.stdout.write("  check   say what of a data set is there, what is missing, and how to get it\n")
+        sys.stdout.write("  index   list ids, files and labels of a split as CSV\n")
+        return 0 if word else 2
+    if word not in actions:
+        raise ConfigError(f"unknown action '{word}' of wsol data", hint=did_you_mean(word, actions))
+    return actions[word]()

@@ -1,0 +1,244 @@
+"""Your own photos: a sub-folder a class, a CSV or JSON of labels, or plain photos without any.
+
+Photos stand upright (the EXIF orientation is applied), so boxes and masks must be drawn on upright photos.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from wsol.data import DATASETS
+from wsol.data.catalog import (
+    Dataset,
+    Layout,
+    Part,
+    annotation_kind,
+    choose_split,
+    list_images,
+    make_dataset,
+    read_lines,
+)
+from wsol.errors import DataError, did_you_mean
+from wsol.schema import DatasetSpec, Sample
+
+_LABEL_FILES = ("labels.csv", "labels.json")
+_SPLITS = ("train", "val", "test")
+_BOX = ("x0", "y0", "x1", "y1")
+
+LAYOUT = Layout(
+    "folder",
+    folders=(),
+    markers=("*",),
+    parts=(
+        Part("*.*|*/*.*", "photos, in a sub-folder for each class or listed in a table", "put them there"),
+        Part(
+            "labels.csv|labels.json",
+            "table with the columns file and labels (separated by ';')",
+            "write it",
+            needed=False,
+        ),
+        Part(
+            "masks/*.png|masks/*/*.png|*/masks/*.png",
+            "index masks named like the photos, for evaluation only",
+            "draw them",
+            needed=False,
+        ),
+    ),
+)
+
+
+@dataclass
+class _Row:
+    """What a table of labels says about one photo; its file is relative to the root, or absolute."""
+
+    file: str
+    labels: list[str] = field(default_factory=list)
+    boxes: list[list[float]] = field(default_factory=list)
+    box_labels: list[str] = field(default_factory=list)
+    split: str = ""
+
+
+@DATASETS.register("folder")
+def load(*, root: Path | None, split: str | None, labels: Path | None = None, masks: Path | None = None) -> Dataset:
+    """List a folder of photos; none is opened. An id is the path of the photo relative to the split's folder.
+
+    - Sub-folders train, val and test are splits; without them the one split is "all".
+    - A sub-folder names the class of the photos below it; photos outside of any have no label.
+    - A table names the labels instead. CSV: columns `file` and `labels` (several separated by ";" or "|"), and, as
+      wanted, `id`, `split` and x0, y0, x1, y1 (pixels, the end outside; one row a box, its class is the row's first
+      label). JSON: a list of {"file", "labels", "boxes", "box_labels", "id", "split"}, or {"file": ["label"]}.
+    - classes.txt in the root gives the order of the classes; by default they are sorted.
+
+    Args:
+        root: The folder.
+        split: A split, see above.
+        labels: The table; by default root/labels.csv or root/labels.json where there is one.
+        masks: Folder of index PNGs named like the photos; by default a folder `masks` beside them.
+
+    Raises:
+        DataError: When there is no photo, or the table is malformed.
+    """
+    folder = LAYOUT.find(root)
+    table = labels or next((folder / name for name in _LABEL_FILES if (folder / name).is_file()), None)
+    if table is not None:
+        return _from_table(folder, split, table, masks)
+    splits = tuple(name for name in _SPLITS if (folder / name).is_dir()) or ("all",)
+    split = choose_split(split, splits, where=folder)
+    homes = {name: folder if name == "all" else folder / name for name in splits}
+    found = {name: _photos(home) for name, home in homes.items()}
+    classes = _class_order(folder, (_class_of(path) for paths in found.values() for path in paths))
+    index = {name: position for position, name in enumerate(classes)}
+    drawn = _find_masks(masks, homes[split], folder)
+    samples = []
+    for path in found[split]:
+        name = _class_of(path)
+        samples.append(
+            Sample(
+                id=path,
+                image=homes[split] / path,
+                labels=(index[name],) if name in index else (),
+                mask=drawn.get(_stem(path)),
+                upright=True,
+            )
+        )
+    return _finish(folder, split, splits, classes, samples, multi_label=False)
+
+
+def _finish(
+    folder: Path,
+    split: str,
+    splits: tuple[str, ...],
+    classes: tuple[str, ...],
+    samples: list[Sample],
+    *,
+    multi_label: bool,
+) -> Dataset:
+    spec = DatasetSpec(
+        name="folder",
+        classes=classes,
+        root=folder,
+        split=split,
+        splits=splits,
+        annotations=annotation_kind(samples),
+        multi_label=multi_label,
+    )
+    return make_dataset(spec, samples)
+
+
+def _photos(home: Path) -> list[str]:
+    paths = (path.relative_to(home) for path in list_images(home))
+    return [path.as_posix() for path in paths if path.parts[0] != "masks"]
+
+
+def _class_of(path: str) -> str:
+    return path.split("/", 1)[0] if "/" in path else ""
+
+
+def _stem(path: str) -> str:
+    return Path(path).with_suffix("").as_posix()
+
+
+def _class_order(folder: Path, names: Iterable[str]) -> tuple[str, ...]:
+    known = sorted({name for name in names if name})
+    if not (folder / "classes.txt").is_file():
+        return tuple(known)
+    classes = tuple(read_lines(folder / "classes.txt"))
+    for name in known:
+        if name not in classes:
+            hint = did_you_mean(name, classes)
+            raise DataError(f"class '{name}' is not in classes.txt", where=folder / "classes.txt", hint=hint)
+    return classes
+
+
+def _find_masks(masks: Path | None, home: Path, folder: Path) -> dict[str, Path]:
+    """Return the mask of each photo by its path without suffix."""
+    places = [masks] if masks else [home / "masks", folder / "masks"]
+    place = next((item for item in places if item.is_dir()), None)
+    if place is None:
+        if masks:
+            raise DataError("no such folder of masks", where=masks)
+        return {}
+    return {_stem(path.relative_to(place).as_posix()): path for path in list_images(place)}
+
+
+def _from_table(folder: Path, split: str | None, table: Path, masks: Path | None) -> Dataset:
+    try:
+        rows = _read_json(table) if table.suffix.lower() == ".json" else _read_csv(table)
+    except OSError as error:
+        raise DataError(f"cannot read the labels: {error.strerror}", where=table) from error
+    except (ValueError, KeyError, TypeError, AttributeError, csv.Error) as error:
+        hint = "a CSV needs the columns file and labels; see the docstring of wsol.data.folder"
+        raise DataError(f"not a table of labels: {error}", where=table, hint=hint) from error
+    splits = tuple(sorted({row.split for row in rows.values() if row.split})) or ("all",)
+    split = choose_split(split, splits, where=table)
+    classes = _class_order(folder, (name for row in rows.values() for name in (*row.labels, *row.box_labels)))
+    index = {name: position for position, name in enumerate(classes)}
+    drawn = _find_masks(masks, folder, folder)
+    samples = []
+    for image_id, row in rows.items():
+        if split != "all" and row.split != split:
+            continue
+        try:
+            boxes = np.array(row.boxes, dtype=np.float32).reshape(-1, 4) if row.boxes else None
+        except ValueError as error:
+            raise DataError(f"{image_id}: a box is x0, y0, x1, y1", where=table) from error
+        samples.append(
+            Sample(
+                id=image_id,
+                image=folder / row.file,
+                labels=tuple(sorted({index[name] for name in (*row.labels, *row.box_labels)})),
+                boxes=boxes,
+                box_labels=tuple(index[name] for name in row.box_labels)
+                if len(row.box_labels) == len(row.boxes) > 0
+                else None,
+                mask=drawn.get(_stem(image_id)),
+                upright=True,
+            )
+        )
+    return _finish(folder, split, splits, classes, samples, multi_label=True)
+
+
+def _names(text: str) -> list[str]:
+    return [name.strip() for name in text.replace("|", ";").split(";") if name.strip()]
+
+
+def _read_csv(path: Path) -> dict[str, _Row]:
+    rows: dict[str, _Row] = {}
+    with path.open(newline="", encoding="utf-8-sig") as stream:
+        for line in csv.DictReader(stream, strict=True):
+            file = line.get("file") or line.get("id")
+            image_id = line.get("id") or file
+            text = line.get("labels") if "labels" in line else line.get("label")
+            if not file or not image_id or text is None:
+                raise ValueError(f"line {len(rows) + 2} lacks a file or labels")
+            row = rows.setdefault(image_id, _Row(file, split=line.get("split") or ""))
+            names = _names(text)
+            row.labels += names
+            if all(line.get(end) for end in _BOX):
+                row.boxes.append([float(line[end]) for end in _BOX])
+                row.box_labels += names[:1]
+    return rows
+
+
+def _read_json(path: Path) -> dict[str, _Row]:
+    raw: Any = json.loads(path.read_text(encoding="utf-8"))
+    if isinstance(raw, dict):
+        raw = [{"file": file, "labels": names} for file, names in raw.items()]
+    rows: dict[str, _Row] = {}
+    for item in raw:
+        names = item.get("labels", [])
+        boxes = [[float(value) for value in box] for box in item.get("boxes", [])]
+        box_labels = [str(name) for name in item.get("box_labels", [])]
+        labels = _names(names) if isinstance(names, str) else [str(name) for name in names]
+        if boxes and not box_labels and len(labels) == 1:
+            box_labels = labels * len(boxes)
+        file = str(item.get("file") or item["id"])
+        rows[str(item.get("id") or file)] = _Row(file, labels, boxes, box_labels, str(item.get("split", "")))
+    return rows
