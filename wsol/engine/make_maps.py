@@ -17,6 +17,7 @@ from wsol import cams, data
 from wsol.cams.tta import multi_scale, select_classes
 from wsol.data.images import image_size, read_image
 from wsol.data.transforms import input_size, to_input
+from wsol.engine.device import resolve_device
 from wsol.engine.options import CamConfig
 from wsol.engine.outcome import Outcome, log_to, say_failures
 from wsol.engine.progress import track
@@ -101,7 +102,7 @@ def make_maps(config: CamConfig) -> Outcome:
     """
     config.validate()
     shard = resolve_shard(config.shard)
-    device = _device(config.device)
+    device = resolve_device(config.device)
     dataset = data.load(config.data, root=config.root, split=config.split, limit=config.limit, **config.data_options)
     classifier = load_classifier(
         config.model,
@@ -244,18 +245,6 @@ def _load(batches: _Batches, workers: int, device: torch.device) -> Iterator[_Lo
 
 def _count(batches: Sequence[Sequence[Sample]]) -> int:
     return sum(len(batch) for batch in batches)
-
-
-def _device(name: str) -> torch.device:
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise ModelError(f"unknown device '{name}'", hint="cpu, cuda or cuda:0") from error
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise ModelError(f"device '{name}' is not available", hint="this torch sees no GPU; use --device cpu")
-    return device
 
 
 def _check_classes(config: CamConfig, num_classes: int, classifier: Classifier) -> None:

@@ -211,7 +211,8 @@ def refine_maps(
     Returns:
         The mask, with its confidence where the configuration asks for it.
     """
-    scores = refine.with_background(maps, background=config.background, alpha=config.alpha)
+    background = config.background if config.alpha is None else None
+    scores = refine.with_background(maps, background=background, alpha=config.alpha)
     refined = refine.create(config.method, **config.options)(image, scores)
     labels, confidence = refine.to_labels(refined, class_ids, min_confidence=config.min_confidence)
     return PseudoMask(id=image_id, labels=labels, confidence=confidence if config.confidence else None)

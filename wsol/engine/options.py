@@ -98,7 +98,7 @@ class RefineConfig:
     background: float | None = 0.25
     """Constant background score."""
     alpha: float | None = None
-    """Background score (1 - max)^alpha instead of a constant."""
+    """Background score (1 - max)^alpha; takes the place of --background."""
     min_confidence: float = 0.0
     """Pixels whose best score is lower become 255 (ignored)."""
     confidence: bool = False

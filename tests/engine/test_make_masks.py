@@ -1,0 +1,134 @@
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+from pycocotools.coco import COCO
+
+from wsol import data
+from wsol.config import config_hash
+from wsol.engine.make_masks import make_masks
+from wsol.engine.options import CamConfig, RefineConfig
+from wsol.errors import ConfigError, StoreError
+from wsol.schema import ScoreMaps
+from wsol.store.manifest import Manifest, read_rows
+from wsol.store.maps import map_path, write_maps
+from wsol.store.masks import read_mask
+from wsol.store.runs import open_run
+
+
+@pytest.fixture
+def maps_run(tmp_path):
+    """A run as `wsol cam` leaves it, made by hand: left half class 0, right third class 1."""
+    root = tmp_path / "photos"
+    for name in ("cat", "dog"):
+        (root / name).mkdir(parents=True)
+        for at in range(3):
+            noise = np.random.default_rng(at).integers(0, 255, (30 + at, 41, 3), np.uint8)
+            Image.fromarray(noise).save(root / name / f"{at}.png")
+    run = tmp_path / "maps"
+    config = CamConfig(data="folder", root=root, model="resnet18", out=run)
+    dataset = data.load("folder", root=root)
+    values = np.zeros((2, 6, 8), np.float16)
+    values[0, :, :4], values[1, :, 6:] = 0.9, 0.6
+    with open_run(run, verb="cam", config=config, dataset=dataset.spec), Manifest(run) as manifest:
+        for sample in dataset:
+            at = int(sample.id[-5])
+            write_maps(run, ScoreMaps(id=sample.id, values=values, class_ids=[0, 1], image_size=(30 + at, 41)))
+            manifest.done(sample.id)
+    assert config_hash(config)
+    return run
+
+
+def config(maps_run, out, **changes):
+    return RefineConfig(**{"maps": maps_run, "out": out, "workers": 0, "quiet": True, **changes})
+
+
+def test_threshold_masks_are_the_argmax_over_background_and_maps(maps_run, tmp_path):
+    assert make_masks(config(maps_run, tmp_path / "out", background=0.3, confidence=True)).done == 6
+    for name, height in (("cat/0.png", 30), ("dog/2.png", 32)):
+        mask = read_mask(tmp_path / "out", name)
+        assert mask.labels.shape == (height, 41)
+        assert set(np.unique(mask.labels)) == {0, 1, 2}
+        assert mask.labels[5, 2] == 1
+        assert mask.labels[5, 25] == 0
+        assert mask.labels[5, 40] == 2
+        assert mask.confidence[5, 2] == pytest.approx(0.9, abs=0.01)
+
+
+def test_background_rules_and_ignored_pixels(maps_run, tmp_path):
+    make_masks(config(maps_run, tmp_path / "high", background=0.7))
+    assert set(np.unique(read_mask(tmp_path / "high", "cat/0.png").labels)) == {0, 1}
+    make_masks(config(maps_run, tmp_path / "alpha", alpha=1.0))
+    assert read_mask(tmp_path / "alpha", "cat/0.png").labels[5, 40] == 2
+    make_masks(config(maps_run, tmp_path / "sure", background=0.3, min_confidence=0.8))
+    assert set(np.unique(read_mask(tmp_path / "sure", "cat/0.png").labels)) == {1, 255}
+
+
+def test_processes_and_shards_give_the_same_files(maps_run, tmp_path):
+    make_masks(config(maps_run, tmp_path / "one"))
+    make_masks(config(maps_run, tmp_path / "two", workers=2))
+    for index in range(2):
+        make_masks(config(maps_run, tmp_path / "shards", shard=f"{index}/2"))
+    files = {path.relative_to(tmp_path / "one") for path in (tmp_path / "one" / "masks").rglob("*.png")}
+    assert len(files) == 6
+    for name in files:
+        whole = (tmp_path / "one" / name).read_bytes()
+        assert (tmp_path / "two" / name).read_bytes() == whole
+        assert (tmp_path / "shards" / name).read_bytes() == whole
+
+
+def test_resume_writes_only_what_is_missing_and_missing_maps_are_rows(maps_run, tmp_path):
+    out = tmp_path / "out"
+    map_path(maps_run, "cat/1.png").unlink()
+    first = make_masks(config(maps_run, out))
+    assert (first.done, set(first.failures), first.status) == (5, {"cat/1.png"}, 1)
+    assert "run wsol cam" in read_rows(out)["cat/1.png"]["error"]
+    (out / "masks/dog/0.png.png").unlink()
+    again = make_masks(config(maps_run, out))
+    assert (again.done, again.skipped, len(again.failures)) == (1, 4, 1)
+
+
+def test_coco_json_loads_in_pycocotools_with_the_same_masks(maps_run, tmp_path):
+    make_masks(config(maps_run, tmp_path / "out", background=0.3, coco=True))
+    coco = COCO(str(tmp_path / "out" / "pseudo.coco.json"))
+    assert [item["name"] for item in coco.loadCats(coco.getCatIds())] == ["cat", "dog"]
+    names = sorted(path.relative_to(maps_run / "maps").as_posix()[:-4] for path in (maps_run / "maps").rglob("*.npz"))
+    for name, image_id in zip(names, coco.getImgIds(), strict=True):
+        labels = read_mask(tmp_path / "out", name).labels
+        for annotation in coco.loadAnns(coco.getAnnIds(imgIds=image_id)):
+            region = labels == annotation["category_id"]
+            assert (coco.annToMask(annotation) == region).all()
+            assert annotation["area"] == region.sum()
+            x, y, width, height = annotation["bbox"]
+            assert region[y : y + height, x : x + width].sum() == region.sum()
+
+
+@pytest.mark.parametrize(
+    ("changes", "kind", "message"),
+    [
+        ({"method": "densecrff"}, ConfigError, "did you mean 'densecrf'"),
+        ({"options": {"x": 1}}, ConfigError, "unknown option 'x'"),
+        ({"background": None}, ConfigError, "--background or --alpha"),
+        ({"min_confidence": 2.0}, ConfigError, "--min-confidence"),
+    ],
+)
+def test_mistakes(maps_run, tmp_path, changes, kind, message):
+    with pytest.raises(kind, match=message):
+        make_masks(config(maps_run, tmp_path / "out", **changes))
+
+
+def test_a_folder_that_is_no_run_of_cam(maps_run, tmp_path):
+    with pytest.raises(StoreError, match="no run"):
+        make_masks(config(tmp_path, tmp_path / "out"))
+    make_masks(config(maps_run, tmp_path / "out"))
+    with pytest.raises(StoreError, match="wsol refine, not of wsol cam"):
+        make_masks(config(tmp_path / "out", tmp_path / "again"))
+
+
+def test_the_run_says_what_it_was_made_from(maps_run, tmp_path):
+    make_masks(config(maps_run, tmp_path / "out"))
+    info = json.loads((tmp_path / "out" / "run.json").read_text())
+    assert info["inputs"] == {str(maps_run): json.loads((maps_run / "run.json").read_text())["config_hash"]}
