@@ -1,0 +1,127 @@
+"""Every registered refiner keeps the contract; and the steps before and after a refiner."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from wsol.errors import ConfigError, DataError
+from wsol.refine import REFINERS, create, to_labels, with_background
+
+SHAPES = [(1, 13, 17), (2, 1, 1), (3, 1, 9), (2, 11, 1), (4, 19, 8), (21, 7, 5)]
+
+
+def inputs(shape: tuple[int, int, int]) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(sum(shape))
+    return rng.integers(0, 256, (*shape[1:], 3), dtype=np.uint8), rng.random(shape, dtype=np.float32)
+
+
+def test_refiners_are_found() -> None:
+    assert {"threshold", "pamr", "densecrf"} <= set(REFINERS.names())
+    assert "base" not in REFINERS.names()
+    with pytest.raises(ConfigError, match="densecrf"):
+        create("densecfr")
+
+
+@pytest.mark.parametrize("name", REFINERS.names())
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_contract(name: str, shape: tuple[int, int, int]) -> None:
+    image, scores = inputs(shape)
+    given = image.copy(), scores.copy()
+    image.setflags(write=False)
+    scores.setflags(write=False)
+    refined = create(name)(image, scores)
+    assert refined.shape == shape
+    assert refined.dtype == np.float32
+    assert np.isfinite(refined).all()
+    assert refined.min() >= 0
+    assert refined.max() <= 1
+    assert not np.shares_memory(refined, scores)
+    np.testing.assert_array_equal(image, given[0])
+    np.testing.assert_array_equal(scores, given[1])
+    np.testing.assert_array_equal(create(name)(image, scores), refined)
+
+
+@pytest.mark.parametrize("name", REFINERS.names())
+def test_views_give_what_copies_give(name: str) -> None:
+    image, scores = inputs((3, 14, 9))
+    turned = create(name)(image[::-1, ::-1], scores[:, ::-1, ::-1])
+    copied = create(name)(np.ascontiguousarray(image[::-1, ::-1]), np.ascontiguousarray(scores[:, ::-1, ::-1]))
+    np.testing.assert_array_equal(turned, copied)
+
+
+@pytest.mark.parametrize("name", REFINERS.names())
+def test_certain_scores_of_one_class_stay_that_class(name: str) -> None:
+    image, scores = inputs((3, 12, 15))
+    scores[:] = 0
+    scores[2] = 1
+    labels, confidence = to_labels(create(name)(image, scores), [4, 7], min_confidence=0.95)
+    assert (labels == 8).all()
+    assert (confidence > 0.95).all()
+
+
+@pytest.mark.parametrize("name", REFINERS.names())
+def test_misfits_are_refused(name: str) -> None:
+    image, scores = inputs((2, 6, 7))
+    refiner = create(name)
+    for bad in (scores[:, :5], scores[0], scores[:0], scores * np.nan):
+        with pytest.raises(DataError):
+            refiner(image, bad)
+    for bad_image in (image.astype(np.float32), image[:, :, 0]):
+        with pytest.raises(DataError):
+            refiner(bad_image, scores)
+    with pytest.raises(ConfigError, match="unknown option"):
+        create(name, no_such_option=1)
+
+
+def test_background_is_constant_or_a_power() -> None:
+    maps = np.random.default_rng(0).random((3, 5, 4)).astype(np.float16)
+    constant = with_background(maps, background=0.25)
+    assert constant.shape == (4, 5, 4)
+    assert constant.dtype == np.float32
+    assert (constant[0] == 0.25).all()
+    np.testing.assert_array_equal(constant[1:], maps.astype(np.float32))
+    power = with_background(maps, alpha=4)
+    np.testing.assert_allclose(power[0], (1 - maps.astype(np.float64).max(0)) ** 4, atol=1e-6)
+
+
+@pytest.mark.parametrize("rule", [{"background": 0.3}, {"alpha": 32}])
+def test_no_maps_mean_background_everywhere(rule: dict[str, float]) -> None:
+    scores = with_background(np.zeros((0, 4, 6), np.float32), **rule)
+    for name in REFINERS.names():
+        labels, _ = to_labels(create(name)(np.zeros((4, 6, 3), np.uint8), scores), [])
+        assert labels.shape == (4, 6)
+        assert not labels.any()
+
+
+@pytest.mark.parametrize("rule", [{}, {"background": 0.3, "alpha": 1}, {"background": 1.5}, {"alpha": 0}])
+def test_bad_background_rules_are_refused(rule: dict[str, float]) -> None:
+    with pytest.raises(ConfigError):
+        with_background(np.zeros((1, 4, 6), np.float32), **rule)
+
+
+def test_labels_are_class_id_plus_one_and_255_below_the_confidence() -> None:
+    scores = np.array([[[0.6, 0.2, 0.1, 0.5]], [[0.3, 0.7, 0.2, 0.5]], [[0.1, 0.1, 0.94, 0.0]]], np.float32)
+    labels, confidence = to_labels(scores, [14, 3], min_confidence=0.6)
+    assert labels.dtype == np.uint8
+    assert confidence.dtype == np.float16
+    np.testing.assert_array_equal(labels, [[0, 15, 4, 255]])
+    np.testing.assert_allclose(confidence, scores.max(0), atol=1e-3)
+    np.testing.assert_array_equal(to_labels(scores, np.array([14, 3]))[0], [[0, 15, 4, 0]])
+
+
+@pytest.mark.parametrize("class_ids", [[1], [1, 2, 3], [1, 254], [-1, 2]])
+def test_class_ids_that_do_not_fit_are_refused(class_ids: list[int]) -> None:
+    with pytest.raises(DataError):
+        to_labels(np.zeros((3, 4, 5), np.float32), class_ids)
+
+
+@settings(max_examples=20, deadline=None)
+@given(name=st.sampled_from(["threshold", "pamr"]), order=st.permutations(range(4)), seed=st.integers(0, 99))
+def test_permuting_channels_permutes_scores(name: str, order: list[int], seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    image, scores = rng.integers(0, 256, (6, 9, 3), dtype=np.uint8), rng.random((4, 6, 9), dtype=np.float32)
+    refiner = create(name)
+    np.testing.assert_allclose(refiner(image, scores[order]), refiner(image, scores)[order], atol=1e-6)

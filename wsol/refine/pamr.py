@@ -1,0 +1,130 @@
+"""PAMR, pixel-adaptive mask refinement: scores diffuse to neighbours of similar colour.
+
+Araslanov, Roth, "Single-Stage Semantic Segmentation from Image Labels", CVPR 2020,
+https://arxiv.org/abs/2005.08104. The affinity to the 8 neighbours at each dilation is the softmax over all of them
+of -mean over RGB of |dI| / (1e-8 + 0.1 s), s being the standard deviation of the pixel and its neighbours over all
+dilations; every iteration replaces a score by its mean under these affinities. Used by GETAM inside training.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional
+
+from wsol.errors import ConfigError, DataError
+from wsol.refine import REFINERS
+from wsol.refine.base import check_inputs
+
+_STEPS = tuple((dy, dx) for dy in (-1, 0, 1) for dx in (-1, 0, 1) if dy or dx)
+
+
+@REFINERS.register("pamr")
+@dataclass(frozen=True)
+class PAMR:
+    """Pixel-adaptive mask refinement.
+
+    Attributes:
+        iterations: How often scores are averaged.
+        dilations: Distances of the 8 neighbours, in pixels.
+        device: Torch device, for example "cpu" or "cuda".
+    """
+
+    iterations: int = 10
+    dilations: tuple[int, ...] = (1, 2, 4, 8, 12, 24)
+    device: str = "cpu"
+
+    def __post_init__(self) -> None:
+        _check_options(self.iterations, self.dilations)
+
+    def __call__(self, image: NDArray[np.uint8], scores: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Return the averaged scores, whose sum over C stays; see `wsol.refine.base.Refiner`."""
+        check_inputs(image, scores)
+        pixels = torch.from_numpy(image.astype(np.float32)).permute(2, 0, 1)[None].to(self.device)
+        masks = torch.from_numpy(np.array(scores, dtype=np.float32))[None].to(self.device)
+        refined = pamr(pixels, masks, iterations=self.iterations, dilations=self.dilations)
+        # Rounding may leave [0, 1] by an ulp.
+        return np.asarray(refined[0].clamp_(0, 1).cpu().numpy())
+
+
+@torch.no_grad()
+def pamr(
+    images: Tensor,
+    masks: Tensor,
+    *,
+    iterations: int = 10,
+    dilations: Sequence[int] = (1, 2, 4, 8, 12, 24),
+) -> Tensor:
+    """Refine a batch of masks; no gradient flows.
+
+    Args:
+        images: (B, 3, H, W), any scale (0 to 255 in GETAM).
+        masks: (B, C, H, W), any values; the result is an average of them.
+        iterations: How often masks are averaged.
+        dilations: Distances of the 8 neighbours, in pixels.
+
+    Returns:
+        float32 (B, C, H, W) on the device of the masks.
+
+    Raises:
+        ConfigError: When an option is out of range.
+        DataError: When the sizes differ.
+    """
+    _check_options(iterations, dilations)
+    if (
+        images.ndim != 4
+        or masks.ndim != 4
+        or images.shape[::2] != masks.shape[::2]
+        or images.shape[3] != masks.shape[3]
+    ):
+        raise DataError(f"expected images (B, 3, H, W) and masks (B, C, H, W), got {images.shape} and {masks.shape}")
+    affinities = _affinities(images.float(), dilations)
+    refined = masks.to(torch.float32, copy=True)
+    for _ in range(iterations):
+        average = torch.zeros_like(refined)
+        for affinity, neighbour in zip(affinities, _neighbours(refined, dilations), strict=True):
+            average.addcmul_(affinity, neighbour)
+        refined = average
+    return refined
+
+
+def _affinities(images: Tensor, dilations: Sequence[int]) -> list[Tensor]:
+    """Return one (B, 1, H, W) weight a neighbour, summing to one."""
+    # Differences to the centre shift the mean but not the deviation, and are exact for integer images.
+    total, squares = torch.zeros_like(images), torch.zeros_like(images)
+    for neighbour in _neighbours(images, dilations):
+        difference = neighbour - images
+        total += difference
+        squares.addcmul_(difference, difference)
+    taps = 9 * len(dilations)
+    deviation = ((squares - total.square() / taps).clamp_(min=0) / (taps - 1)).sqrt_()
+    sharpness = 1 / (images.shape[1] * (1e-8 + 0.1 * deviation))
+    affinities = []
+    for neighbour in _neighbours(images, dilations):
+        distance = (neighbour - images).abs_().mul_(sharpness).sum(dim=1, keepdim=True)
+        # Never below exp(-75), as no difference exceeds 7.5 deviations: the softmax needs no shift.
+        affinities.append(distance.neg_().exp_())
+    norm = torch.stack([affinity.sum(dim=1, keepdim=True) for affinity in affinities]).sum(dim=0)
+    return [affinity.div_(norm) for affinity in affinities]
+
+
+def _neighbours(values: Tensor, dilations: Sequence[int]) -> Iterator[Tensor]:
+    """Yield views of (B, C, H, W) shifted to each neighbour, the border repeated."""
+    height, width, border = values.shape[2], values.shape[3], max(dilations)
+    padded = functional.pad(values, [border] * 4, mode="replicate")
+    for dilation in dilations:
+        for dy, dx in _STEPS:
+            top, left = border + dy * dilation, border + dx * dilation
+            yield padded[:, :, top : top + height, left : left + width]
+
+
+def _check_options(iterations: int, dilations: Sequence[int]) -> None:
+    if iterations < 0:
+        raise ConfigError(f"must be at least 0, got {iterations}", where="iterations")
+    if not dilations or min(dilations) < 1:
+        raise ConfigError(f"must be positive distances, got {tuple(dilations)}", where="dilations")
