@@ -47,8 +47,8 @@ def checkpoint(tmp_path_factory):
     return folder
 
 
-def config(photos, checkpoint, out, **changes):
-    options = {"data": "folder", "root": photos, "checkpoint": str(checkpoint), "img_size": 64, "resize": "keep"}
+def config(photos, trained, out, **changes):
+    options = {"data": "folder", "root": photos, "checkpoint": str(trained), "img_size": 64, "resize": "keep"}
     return CamConfig(
         **{**options, "out": out, "batch_size": 4, "workers": 0, "quiet": True, "device": "cpu", **changes}
     )
@@ -216,7 +216,7 @@ def test_a_mistake_in_the_options_is_one_line(photos, checkpoint, tmp_path, chan
 
 def test_a_model_of_other_classes_is_refused(photos, tmp_path):
     with pytest.raises(ModelError, match=r"1000 classes .* has 2"):
-        make_maps(config(photos, None, tmp_path / "run", model="test_resnet"))
+        make_maps(config(photos, "", tmp_path / "run", model="test_resnet", checkpoint=None))
 
 
 def test_a_folder_that_cannot_be_written_is_one_line(photos, checkpoint, tmp_path):

@@ -8,6 +8,7 @@ import logging
 import os
 import sys
 from pathlib import Path
+from typing import TextIO
 
 from wsol.errors import WsolError, did_you_mean
 
@@ -67,10 +68,18 @@ def _help() -> str:
     return "\n".join([*lines, "", "Add --debug to any verb for a traceback. Documentation: docs/start.md", ""])
 
 
+class _StandardError(logging.StreamHandler[TextIO]):
+    """Writes to the current sys.stderr, which a progress bar replaces while it is on screen."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.stream = sys.stderr
+        super().emit(record)
+
+
 def _log_to_stderr() -> None:
     logger = logging.getLogger("wsol")
     if not logger.handlers:
-        handler = logging.StreamHandler()
+        handler = _StandardError()
         handler.setFormatter(logging.Formatter("%(message)s"))
         logger.addHandler(handler)
         logger.setLevel(logging.INFO)

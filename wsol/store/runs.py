@@ -33,6 +33,7 @@ _OWN_FILES = (
     "run.json",
     "metrics.json",
     "curves.csv",
+    "model.json",
 )
 _OWN_PATTERNS = ("manifest-*.jsonl", "run-*.json", "*.safetensors", "checkpoint.pt", "history.jsonl")
 _PACKAGES = (

@@ -1,0 +1,113 @@
+"""Segmentation networks: every architecture with timm encoders, saved, loaded, started from classifiers."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import timm
+import torch
+
+from wsol.errors import ModelError
+from wsol.models.classifier import Classifier, save_classifier
+from wsol.models.segmenter import create_segmenter, load_segmenter, save_segmenter
+
+CLASSES = ("cat", "dog")
+
+
+def make(arch="unet", encoder="tu-test_resnet", **options):
+    torch.manual_seed(0)
+    return create_segmenter(arch, encoder, classes=CLASSES, img_size=64, **options)
+
+
+@pytest.mark.parametrize(
+    ("arch", "encoder"),
+    [
+        ("unet", "tu-test_resnet"),
+        ("fpn", "tu-test_efficientnet"),
+        ("deeplabv3plus", "tu-test_efficientnet"),
+        ("pan", "tu-test_resnet"),
+        ("linknet", "resnet18"),
+        ("segformer", "tu-test_convnext"),
+    ],
+)
+def test_logits_have_the_size_of_the_input(arch, encoder):
+    segmenter = make(arch, encoder)
+    segmenter.module.eval()
+    height, width = 2 * segmenter.stride, 3 * segmenter.stride
+    with torch.no_grad():
+        assert segmenter.module(torch.zeros(1, 3, height, width)).shape == (1, 3, height, width)
+
+
+def test_saved_and_loaded_it_says_the_same(tmp_path):
+    segmenter = make("unet", "tu-test_efficientnet")
+    segmenter.module.eval()
+    save_segmenter(segmenter, tmp_path)
+    again = load_segmenter(tmp_path)
+    x = torch.randn(1, 3, 64, 32)
+    with torch.no_grad():
+        assert torch.equal(segmenter.module(x), again.module(x))
+    assert again.facts == segmenter.facts
+    assert again.facts.classes == CLASSES
+    assert not again.module.training
+
+
+def test_normalization_is_that_of_the_encoder():
+    assert make().facts.mean == timm.create_model("test_resnet").pretrained_cfg["mean"]
+    assert make(encoder="resnet18").facts.mean == (0.485, 0.456, 0.406)
+
+
+@pytest.mark.parametrize("name", ["test_resnet", "test_efficientnet", "test_convnext"])
+def test_the_encoder_starts_from_a_classifier(tmp_path, name):
+    torch.manual_seed(7)
+    module = timm.create_model(name, num_classes=5)
+    save_classifier(Classifier(module, name=name), tmp_path)
+    arch = "segformer" if "convnext" in name else "unet"
+    plain, started = make(arch, f"tu-{name}"), make(arch, f"tu-{name}", checkpoint=str(tmp_path))
+    x = torch.randn(1, 3, 64, 96)
+    with torch.no_grad():
+        own = started.module.eval().encoder(x)[-1]
+        expected = timm.create_model(name, features_only=True)
+        expected.load_state_dict(
+            {key.removeprefix("model."): value for key, value in started.module.encoder.state_dict().items()}
+        )
+        deepest = module.eval().forward_intermediates(x, intermediates_only=True)[-1]
+        torch.testing.assert_close(own, deepest)
+        assert not torch.equal(plain.module.eval().encoder(x)[-1], own)
+
+
+def test_a_checkpoint_of_another_network_is_refused(tmp_path):
+    save_classifier(Classifier(timm.create_model("test_vit", num_classes=5), name="test_vit"), tmp_path)
+    with pytest.raises(ModelError, match="tensors of encoder 'tu-test_resnet'"):
+        make(checkpoint=str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("arch", "encoder", "message"),
+    [
+        ("unett", "tu-test_resnet", "did you mean 'unet'"),
+        ("unet", "tu-resnet5O", "did you mean 'resnet50"),
+        ("unet", "resnet19", "did you mean 'resnet1"),
+        ("unet", "tu-test_vit", "cannot make 'unet' with encoder 'tu-test_vit'"),
+    ],
+)
+def test_mistakes_are_named(arch, encoder, message):
+    with pytest.raises(ModelError, match=message):
+        make(arch, encoder)
+
+
+def test_weights_that_cannot_be_fetched(monkeypatch):
+    def no_network(*args, **kwargs):
+        raise OSError("no route to host")
+
+    monkeypatch.setattr("segmentation_models_pytorch.encoders.hf_hub_download", no_network)
+    with pytest.raises(ModelError, match="no route to host.*hub must be reachable"):
+        make(encoder="resnet18", encoder_weights="imagenet")
+
+
+def test_folders_that_hold_no_network(tmp_path):
+    with pytest.raises(ModelError, match="no segmentation network"):
+        load_segmenter(tmp_path)
+    (tmp_path / "model.json").write_text(json.dumps({"name": "resnet18"}))
+    with pytest.raises(ModelError, match="not a segmentation network"):
+        load_segmenter(tmp_path)

