@@ -1,0 +1,97 @@
+"""Several scales, mirror images and the choice of classes."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from wsol import cams
+from wsol.cams.tta import multi_scale, rescaled, select_classes
+from wsol.errors import ConfigError
+from wsol.models.classifier import load_classifier
+
+
+@pytest.fixture(scope="module")
+def bound():
+    torch.manual_seed(0)
+    return cams.create("cam", load_classifier("test_resnet", num_classes=7))
+
+
+@pytest.fixture(scope="module")
+def images():
+    return torch.randn(2, 3, 96, 160, generator=torch.Generator().manual_seed(0))
+
+
+def test_one_scale_is_the_method_itself(bound, images):
+    plain = bound(images, [[1], [2, 3]])
+    raw = multi_scale(bound, rescaled(images, stride=32), [[1], [2, 3]])
+    for ours, theirs in zip(raw.values, plain.values, strict=True):
+        assert torch.equal(ours, theirs)
+
+
+def test_flip_adds_the_mirrored_map(bound, images):
+    raw = multi_scale(bound, lambda scale: images, [[1], []], flip=True)
+    straight, mirrored = bound(images, [[1], []]), bound(images.flip(3), [[1], []])
+    torch.testing.assert_close(raw.values[0], straight.values[0] + mirrored.values[0].flip(2))
+    assert raw.values[1].shape == (0, 3, 5)
+    both = multi_scale(bound, lambda scale: images.flip(3), [[1], []], flip=True)
+    torch.testing.assert_close(both.values[0], raw.values[0].flip(2), rtol=1e-4, atol=1e-4)
+
+
+def test_scales_are_summed_on_the_largest_grid(bound, images):
+    inputs = {0.5: images[:, :, :64, :96], 1.0: images, 2.0: F.interpolate(images, scale_factor=2)}
+    raw = multi_scale(bound, inputs.__getitem__, [[1, 4], [2]], scales=(2.0, 0.5, 1.0))
+    parts = [bound(inputs[scale], [[1, 4], [2]]).values for scale in inputs]
+    assert raw.values[0].shape == (2, 6, 10)
+    for at in range(2):
+        total = sum(
+            F.interpolate(part[at][None], size=(6, 10), mode="bilinear", align_corners=False)[0] for part in parts
+        )
+        torch.testing.assert_close(raw.values[at], total, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(raw.logits, bound(images, [[], []]).logits)
+
+
+def test_classes_are_chosen_once_at_the_scale_nearest_to_one(bound, images):
+    calls = []
+
+    def choose(logits):
+        calls.append(logits)
+        return select_classes(logits, "top1", [[], []])
+
+    inputs = rescaled(images, stride=32)
+    raw = multi_scale(bound, inputs, choose, scales=(2.0, 1.25), flip=True)
+    assert len(calls) == 1
+    torch.testing.assert_close(calls[0], bound(inputs(1.25), [[], []]).logits)
+    assert raw.class_ids == tuple((int(row.argmax()),) for row in raw.logits)
+
+
+def test_maps_of_gradient_methods_keep_their_size_over_scales():
+    torch.manual_seed(0)
+    known = load_classifier("test_resnet", num_classes=7)
+    flat = torch.ones(1, 3, 1, 1).expand(1, 3, 128, 128)
+    for method in ("gradcam", "layercam"):
+        bound = cams.create(method, known)
+        small, large = bound(flat, [[3]]).values[0], bound(flat.repeat(1, 1, 3, 3), [[3]]).values[0]
+        torch.testing.assert_close(large[0, 6, 6], small[0, 2, 2], rtol=0.5, atol=0.02)
+
+
+def test_rescaled_sides_are_multiples_of_the_stride(images):
+    at = rescaled(images, stride=32)
+    assert at(1.0) is images
+    assert at(0.5).shape == (2, 3, 64, 96)
+    assert at(1.5).shape == (2, 3, 160, 256)
+    assert at(0.01).shape[-2:] == (32, 32)
+
+
+def test_select_classes():
+    logits = torch.tensor([[0.1, 3.0, 2.0], [5.0, 1.0, 4.0]])
+    labels = [(2,), ()]
+    assert [list(row) for row in select_classes(logits, "labels", labels)] == [[2], []]
+    assert select_classes(logits, "top1", labels) == [[1], [0]]
+    assert select_classes(logits, "top5", labels) == [[1, 2, 0], [0, 2, 1]]
+    assert select_classes(logits, "all", labels) == [[0, 1, 2]] * 2
+    with pytest.raises(ConfigError, match="did you mean 'top1'"):
+        select_classes(logits, "top_1", labels)
+    with pytest.raises(ConfigError, match="no scale"):
+        multi_scale(None, lambda scale: logits, [[]], scales=())

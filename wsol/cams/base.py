@@ -1,0 +1,134 @@
+"""What every map method is: images and class ids in, one raw map a class out."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from wsol.errors import ModelError
+from wsol.models.classifier import Classifier
+from wsol.models.taps import evaluating
+
+ClassIds = Sequence[Sequence[int]]
+ClassChoice = ClassIds | Callable[[Tensor], ClassIds]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class RawMaps:
+    """Maps of a batch as the formula gives them: neither rectified nor normalized.
+
+    Attributes:
+        values: A float32 tensor (K_i, rows, columns) an image.
+        class_ids: The K_i class ids of each image.
+        logits: float32 (B, C) of the same forward pass.
+    """
+
+    values: tuple[Tensor, ...]
+    class_ids: tuple[tuple[int, ...], ...]
+    logits: Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class MapMethod(ABC):
+    """One way to make maps; subclasses are frozen dataclasses whose fields are the options."""
+
+    def bind(self, classifier: Classifier | nn.Module) -> BoundMethod:
+        """Return the method for one classifier.
+
+        Args:
+            classifier: A `Classifier`, or a timm model to wrap in one.
+
+        Raises:
+            ModelError: When the method cannot work with this model.
+        """
+        known = classifier if isinstance(classifier, Classifier) else Classifier(classifier)
+        self.check(known)
+        return BoundMethod(self, known)
+
+    def check(self, classifier: Classifier) -> None:  # noqa: B027 (most methods accept any model)
+        """Refuse a model or an option that cannot work.
+
+        Raises:
+            ModelError: Saying what the method needs.
+            ConfigError: Naming the option.
+        """
+
+    @abstractmethod
+    def maps(self, classifier: Classifier, images: Tensor, class_ids: ClassChoice) -> RawMaps:
+        """Make the maps of a batch; the model is in evaluation mode.
+
+        Args:
+            classifier: The model.
+            images: Float (B, 3, h, w), normalized as the model expects.
+            class_ids: Class ids of each image, or a function of the logits (B, C) that chooses them.
+        """
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class BoundMethod:
+    """A map method and its classifier, ready to be called.
+
+    Attributes:
+        method: The method with its options.
+        classifier: The model; a call leaves its mode, gradients, hooks and switches as they were.
+    """
+
+    method: MapMethod
+    classifier: Classifier
+
+    def __call__(self, images: Tensor, class_ids: ClassChoice) -> RawMaps:
+        """Make the maps of a batch: one forward pass for all classes of all images.
+
+        Args:
+            images: Float (B, 3, h, w) on the model's device, normalized as the model expects.
+            class_ids: Class ids of each image (none is fine), or a function of the logits (B, C) that chooses them.
+
+        Raises:
+            ModelError: When a class id or the size of the input does not fit the model.
+        """
+        known = self.classifier
+        if images.ndim != 4:
+            raise ModelError(f"expected images (B, 3, h, w), got {tuple(images.shape)}")
+        try:
+            with evaluating(known.module):
+                return self.method.maps(known, images, class_ids)
+        except (AssertionError, RuntimeError) as error:
+            size = tuple(images.shape[-2:])
+            if size == known.input_size or isinstance(error, torch.OutOfMemoryError):
+                raise
+            height, width = known.input_size
+            reason = (str(error) or type(error).__name__).partition("\n")[0]
+            hint = f"it certainly takes {height}x{width}: fixed sizes need --resize squash and one scale"
+            raise ModelError(
+                f"cannot run at {size[0]}x{size[1]} pixels: {reason}", where=known.name, hint=hint
+            ) from error
+
+
+def choose(class_ids: ClassChoice, logits: Tensor) -> tuple[tuple[int, ...], ...]:
+    """Return the class ids of each image as plain numbers.
+
+    Args:
+        class_ids: What the caller gave.
+        logits: (B, C); a model without a head (C = 0) takes any id, for methods that ignore the class.
+
+    Raises:
+        ModelError: When there is not one row of ids an image, or an id is no class of the model.
+    """
+    rows = class_ids(logits) if callable(class_ids) else class_ids
+    ids = tuple(tuple(int(value) for value in row) for row in rows)
+    if len(ids) != len(logits):
+        raise ModelError(f"expected class ids for {len(logits)} images, got {len(ids)} rows")
+    count = logits.shape[1]
+    wrong = [value for row in ids for value in row if value < 0 or (count and value >= count)]
+    if wrong:
+        raise ModelError(f"class id {wrong[0]} is not in [0, {count - 1}]", hint="the data set and the head must agree")
+    return ids
+
+
+def true_logits(classifier: Classifier, output: Tensor) -> Tensor:
+    """Return float32 logits (B, C); a headless model gives features instead, and so has C = 0."""
+    return (output if classifier.num_classes else output[:, :0]).float()

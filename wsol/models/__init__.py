@@ -1,0 +1,1 @@
+"""Networks: timm classifiers, segmenters, and the taps that read what passes through them."""

@@ -1,0 +1,64 @@
+"""timm models by name, built to take as many input sizes as their architecture can."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from torch import nn
+
+from wsol.errors import ModelError, did_you_mean
+
+
+def build(name: str, *, num_classes: int | None, img_size: int | None, pretrained: bool) -> nn.Module:
+    """Build a timm model.
+
+    Args:
+        name: timm model name, with or without a tag ("resnet50.a1_in1k").
+        num_classes: Outputs of the head; None for the model's own, 0 for none.
+        img_size: Side in pixels for architectures of a fixed input size; the others need none.
+        pretrained: Load timm's weights from the hub.
+
+    Raises:
+        ModelError: When the name is unknown, or the weights cannot be had.
+    """
+    import timm
+
+    if ":" not in name and not timm.is_model(name):
+        hint = did_you_mean(name, timm.list_models())
+        hint = hint if hint.startswith("did you mean") else "timm.list_models() lists them all"
+        raise ModelError(f"unknown model '{name}'", hint=hint)
+    fixed: dict[str, Any] = {} if img_size is None else {"img_size": img_size}
+    head: dict[str, Any] = {} if num_classes is None else {"num_classes": num_classes}
+    # timm has no switch that all architectures know: offer the freest one, until the constructor takes it.
+    for sizes in ({"dynamic_img_size": True}, {"strict_img_size": False, **fixed}, fixed, {}):
+        try:
+            with _quiet():
+                return timm.create_model(name, pretrained=pretrained, **head, **sizes)
+        except TypeError as error:
+            reason = str(error)
+        except Exception as error:
+            # The hub's client, its transport and timm raise errors of many families.
+            reason = str(error).strip().partition("\n")[0] or type(error).__name__
+            if pretrained:
+                hint = "without a network, give --checkpoint FILE"
+                raise ModelError(f"could not download the weights: {reason}", where=name, hint=hint) from error
+            raise ModelError(f"cannot build the model: {reason}", where=name) from error
+    raise ModelError(f"cannot build the model: {reason}", where=name)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Hold back deprecation notes of timm and the hub client's log of retries: the error says it in one line."""
+    log = logging.getLogger("huggingface_hub")
+    level = log.level
+    log.setLevel(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        log.setLevel(level)

