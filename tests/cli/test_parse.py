@@ -47,7 +47,7 @@ BASE = ["--data", "voc", "--out", "runs/x"]
 
 
 def run(*words, base=BASE):
-    return parse(Config, [*base, *words], prog="wsol toy", choices=[("method", "options", TOYS)])
+    return parse(Config, [*base, *words], prog="wsol toy", choices=[("method", "options", TOYS.get)])
 
 
 def test_defaults_flags_and_method_options():

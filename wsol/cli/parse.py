@@ -6,18 +6,17 @@ import contextlib
 import dataclasses
 import io
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Any, TypeVar, get_type_hints
+from typing import Annotated, Any, TypeVar, cast, get_type_hints
 
 import tyro
 
 from wsol.config import coerce, dump_yaml, from_dict, load_yaml, to_dict
 from wsol.errors import ConfigError, did_you_mean
-from wsol.registry import Registry
 
 T = TypeVar("T")
-Choice = tuple[str, str, "Registry[Any]"]
+Choice = tuple[str, str, Callable[[str], Any]]
 
 
 def parse(kind: type[T], argv: Sequence[str], *, prog: str, choices: Sequence[Choice] = ()) -> T:
@@ -28,8 +27,8 @@ def parse(kind: type[T], argv: Sequence[str], *, prog: str, choices: Sequence[Ch
         argv: Words after the verb. `-c FILE` reads a recipe (repeatable, later ones win, flags win over all);
             `--print-config` prints the result as YAML and ends.
         prog: Name for help and messages, for example "wsol cam".
-        choices: (field that names a method, field that holds the method's own options, registry). The options of
-            the chosen method become flags `--<options field>.<option>`.
+        choices: (field that names a method, field that holds the method's own options, name to the class of those
+            options). The options of the chosen method become flags `--<options field>.<option>`.
 
     Returns:
         An instance of `kind`.
@@ -42,19 +41,21 @@ def parse(kind: type[T], argv: Sequence[str], *, prog: str, choices: Sequence[Ch
     values: dict[str, Any] = {}
     for path in recipes:
         values.update(coerce(kind, load_yaml(path), where=path))
-    defaults = {item.name: values.get(item.name, _default(item)) for item in dataclasses.fields(kind)}  # type: ignore[arg-type]
-    methods = {}
-    for field, options_field, registry in choices:
-        name = _peek(words, field) or defaults[field]
-        chosen = registry.get(name)
+    options_type: Any = kind
+    defaults = {item.name: values.get(item.name, _default(item)) for item in dataclasses.fields(options_type)}
+    methods: dict[str, tuple[Any, Any]] = {}
+    for field, options_field, class_of in choices:
+        name, given = _peek(words, field) or defaults[field], defaults[options_field]
+        if name in (None, tyro.MISSING):
+            continue
+        chosen = class_of(name)
         if dataclasses.is_dataclass(chosen) and any(item.init for item in dataclasses.fields(chosen)):
-            methods[options_field] = (chosen, from_dict(chosen, defaults[options_field], where=f"options of {name}"))
-        elif defaults[options_field]:
-            raise ConfigError(f"{registry.kind} '{name}' has no options", where=options_field)
+            methods[options_field] = (chosen, from_dict(cast(Any, chosen), given, where=f"options of {name}"))
+        elif given:
+            raise ConfigError(f"'{name}' has no options", where=options_field)
     parsed = _call_tyro(kind, defaults, methods, words, prog)
-    config = dataclasses.replace(
-        parsed["config"], **{field: _changed(parsed[field], chosen) for field, (chosen, _) in methods.items()}
-    )
+    own = {field: _changed(parsed[field], chosen) for field, (chosen, _) in methods.items()}
+    config: T = dataclasses.replace(parsed["config"], **own)
     if show:
         sys.stdout.write(dump_yaml(config))
         raise SystemExit(0)
@@ -62,20 +63,20 @@ def parse(kind: type[T], argv: Sequence[str], *, prog: str, choices: Sequence[Ch
 
 
 def _call_tyro(
-    kind: type[T], defaults: dict[str, Any], methods: dict[str, Any], words: list[str], prog: str
+    kind: type[Any], defaults: dict[str, Any], methods: dict[str, Any], words: list[str], prog: str
 ) -> dict[str, Any]:
     # Mappings hold the options of a method, which get typed flags of their own.
     hidden = [name for name, hint in get_type_hints(kind).items() if "Mapping" in str(hint) or hint is dict]
     holder = dataclasses.make_dataclass(
         kind.__name__,
         [
-            (name, Annotated[dict, tyro.conf.Suppress], dataclasses.field(default_factory=dict))  # type: ignore[type-arg]
+            (name, Annotated[dict[str, Any], tyro.conf.Suppress], dataclasses.field(default_factory=dict))
             for name in hidden
         ],
         bases=(kind,),
         frozen=True,
     )
-    start = object.__new__(holder)
+    start: Any = object.__new__(holder)
     for name, value in defaults.items():
         object.__setattr__(start, name, value)
     fields: list[Any] = [("config", Annotated[holder, tyro.conf.arg(name="")], dataclasses.field(default=start))]
@@ -84,7 +85,7 @@ def _call_tyro(
     complaint = io.StringIO()
     try:
         with contextlib.redirect_stderr(complaint):
-            result = tyro.cli(root, args=words, prog=prog, description=_doc(kind), use_underscores=False)
+            result: Any = tyro.cli(root, args=words, prog=prog, description=_doc(kind), use_underscores=False)
     except SystemExit as stop:
         if stop.code in (0, None):
             raise

@@ -12,5 +12,5 @@ from wsol.refine import REFINERS
 
 def run(argv: Sequence[str]) -> int:
     """Parse the flags and write the masks; return the exit status."""
-    config = parse(RefineConfig, argv, prog="wsol refine", choices=[("method", "options", REFINERS)])
+    config = parse(RefineConfig, argv, prog="wsol refine", choices=[("method", "options", REFINERS.get)])
     return make_masks(config).status

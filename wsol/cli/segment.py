@@ -6,9 +6,11 @@ import sys
 from collections.abc import Sequence
 
 from wsol.cli.parse import parse
+from wsol.data import option_type
 from wsol.engine.segment_options import SegmentPredictConfig, SegmentTrainConfig
 from wsol.errors import ConfigError, did_you_mean
 
+_CHOICES = [("data", "data_options", option_type)]
 _USAGE = """usage: wsol segment train|predict [OPTIONS]   (wsol segment train --help lists the options)
 
   train    a segmentation network on pseudo-masks or true masks
@@ -23,12 +25,12 @@ def run(argv: Sequence[str]) -> int:
         sys.stdout.write(_USAGE)
         return 0
     if action == "train":
-        training = parse(SegmentTrainConfig, argv[1:], prog="wsol segment train")
+        training = parse(SegmentTrainConfig, argv[1:], prog="wsol segment train", choices=_CHOICES)
         from wsol.engine.segment import segment_train  # torch takes seconds: not for --help
 
         return segment_train(training).status
     if action == "predict":
-        prediction = parse(SegmentPredictConfig, argv[1:], prog="wsol segment predict")
+        prediction = parse(SegmentPredictConfig, argv[1:], prog="wsol segment predict", choices=_CHOICES)
         from wsol.engine.segment import segment_predict  # as above
 
         return segment_predict(prediction).status

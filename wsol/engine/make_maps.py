@@ -16,7 +16,7 @@ from torch.utils.data import Dataset as TorchDataset
 from wsol import cams, data
 from wsol.cams.tta import multi_scale, select_classes
 from wsol.data.images import image_size, read_image
-from wsol.data.transforms import input_size, to_input
+from wsol.data.transforms import Interpolation, input_size, to_input
 from wsol.engine.device import resolve_device
 from wsol.engine.options import CamConfig
 from wsol.engine.outcome import Outcome, log_to, say_failures
@@ -81,7 +81,7 @@ class _InputFacts:
     stride: int
     mean: tuple[float, ...]
     std: tuple[float, ...]
-    interpolation: str
+    interpolation: Interpolation
 
     def shape(self, size: tuple[int, int], scale: float) -> tuple[int, int]:
         side = max(self.stride, round(self.img_size * scale / self.stride) * self.stride)
@@ -109,6 +109,7 @@ def make_maps(config: CamConfig) -> Outcome:
         checkpoint=config.checkpoint,
         pretrained=config.pretrained,
         img_size=config.img_size,
+        output_stride=config.output_stride,
         device=device,
     )
     _check_classes(config, len(dataset.spec.classes), classifier)

@@ -24,7 +24,7 @@ class CamConfig:
     split: str | None = None
     """Split to map; default: the data set's own."""
     data_options: Mapping[str, Any] = field(default_factory=dict)
-    """Options of the data set (in recipes)."""
+    """Options of the data set."""
     model: str | None = None
     """timm model name; not needed when --checkpoint is a run of wsol train."""
     checkpoint: str | None = None
@@ -41,6 +41,8 @@ class CamConfig:
     """Side of the network's input in pixels (long side with --resize keep)."""
     resize: Literal["squash", "keep"] = "squash"
     """squash: img_size x img_size; keep: long side img_size, aspect kept up to the network's stride."""
+    output_stride: int | None = None
+    """8 or 16: dilate a CNN for maps of twice or four times the side, with the same weights."""
     scales: tuple[float, ...] = (1.0,)
     """Input sizes, as factors of img_size; the maps are summed."""
     flip: bool = False

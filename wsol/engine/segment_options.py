@@ -63,7 +63,7 @@ class SegmentPredictConfig:
     split: str | None = None
     """Split to predict; default: the data set's own."""
     data_options: Mapping[str, Any] = field(default_factory=dict)
-    """Options of the data set (in recipes)."""
+    """Options of the data set."""
     img_size: int | None = None
     """Long side of the network's input in pixels; default: that of the training."""
     scales: tuple[float, ...] = (1.0,)

@@ -24,7 +24,7 @@ class DataOptions:
     val_split: str | None = None
     """Split to measure after each epoch."""
     data_options: Mapping[str, Any] = field(default_factory=dict)
-    """Options of the data set (in recipes)."""
+    """Options of the data set."""
     limit: int | None = None
     """Only the first N images of each split."""
 

@@ -13,7 +13,9 @@ from torch import nn
 from wsol.errors import ModelError, did_you_mean
 
 
-def build(name: str, *, num_classes: int | None, img_size: int | None, pretrained: bool) -> nn.Module:
+def build(
+    name: str, *, num_classes: int | None, img_size: int | None, pretrained: bool, output_stride: int | None = None
+) -> nn.Module:
     """Build a timm model.
 
     Args:
@@ -21,6 +23,7 @@ def build(name: str, *, num_classes: int | None, img_size: int | None, pretraine
         num_classes: Outputs of the head; None for the model's own, 0 for none.
         img_size: Side in pixels for architectures of a fixed input size; the others need none.
         pretrained: Load timm's weights from the hub.
+        output_stride: Stride of the last features, for CNNs that can dilate; None for the model's own.
 
     Raises:
         ModelError: When the name is unknown, or the weights cannot be had.
@@ -33,6 +36,8 @@ def build(name: str, *, num_classes: int | None, img_size: int | None, pretraine
         raise ModelError(f"unknown model '{name}'", hint=hint)
     fixed: dict[str, Any] = {} if img_size is None else {"img_size": img_size}
     head: dict[str, Any] = {} if num_classes is None else {"num_classes": num_classes}
+    if output_stride is not None:
+        head["output_stride"] = output_stride
     # timm has no switch that all architectures know: offer the freest one, until the constructor takes it.
     for sizes in ({"dynamic_img_size": True}, {"strict_img_size": False, **fixed}, fixed, {}):
         try:

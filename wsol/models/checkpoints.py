@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from wsol.data.transforms import Interpolation
 from wsol.errors import ModelError
 from wsol.store.atomic import atomic_write, write_text
 
@@ -41,7 +42,7 @@ class ModelCard:
     img_size: int
     mean: tuple[float, ...]
     std: tuple[float, ...]
-    interpolation: str
+    interpolation: Interpolation
     classes: tuple[str, ...] = ()
     multi_label: bool = False
 

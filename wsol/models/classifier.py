@@ -9,6 +9,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from wsol.data.transforms import Interpolation
 from wsol.errors import ModelError
 from wsol.models.build import build
 from wsol.models.checkpoints import (
@@ -75,7 +76,7 @@ class Classifier:
         self.num_classes = int(self.module.num_classes)
         self.mean = tuple(float(value) for value in facts["mean"])
         self.std = tuple(float(value) for value in facts["std"])
-        self.interpolation = facts["interpolation"] if facts["interpolation"] in _FILTERS else "bicubic"
+        self.interpolation: Interpolation = facts["interpolation"] if facts["interpolation"] in _FILTERS else "bicubic"
         self.input_size: Size = input_size or (int(facts["input_size"][1]), int(facts["input_size"][2]))
         self.classes, self.multi_label = classes, multi_label
         self._layout = find_layout(module, size=self.input_size)
@@ -183,6 +184,7 @@ def load_classifier(
     pretrained: bool = False,
     num_classes: int | None = None,
     img_size: int | None = None,
+    output_stride: int | None = None,
     device: str | torch.device = "cpu",
 ) -> Classifier:
     """Build a timm classifier, load its weights and put it into evaluation mode.
@@ -194,6 +196,8 @@ def load_classifier(
         num_classes: Outputs of the head; where the weights have another number, the head starts anew. By default
             the checkpoint's own number, 0 where it holds no head; without a checkpoint the model's default.
         img_size: Default side of the input in pixels.
+        output_stride: 8 or 16 instead of a CNN's 32: dilation takes the place of the last strides, so the same weights
+            give a grid of twice or four times the side (ResNets, EfficientNets, MobileNets and others of timm).
         device: Where to put it.
 
     Returns:
@@ -217,7 +221,9 @@ def load_classifier(
         raise ModelError("no model name", hint="give --model NAME, or a run folder of wsol train")
     with torch.random.fork_rng(devices=[]):
         own_classes = card.num_classes if card and num_classes is None else num_classes
-        module: Any = build(name, num_classes=own_classes, img_size=img_size, pretrained=pretrained)
+        module: Any = build(
+            name, num_classes=own_classes, img_size=img_size, pretrained=pretrained, output_stride=output_stride
+        )
         if path is not None:
             weights = align(read_weights(path), module)
             size = head_size(weights, module)
