@@ -53,7 +53,7 @@ def test_merging_is_adding():
 
 def test_foreground_wins_over_ignored_and_ignored_over_background():
     instance, ignored = np.array([[1, 0, 0]], np.uint8), np.array([[1, 1, 0]], np.uint8)
-    np.testing.assert_array_equal(combine_masks([instance], ignored, (1, 3)), [[1, 255, 0]])
+    np.testing.assert_array_equal(combine_masks([instance], ignored, size=(1, 3)), [[1, 255, 0]])
 
 
 def test_nothing_to_find_and_wrong_shapes_are_refused():

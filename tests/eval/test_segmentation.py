@@ -197,6 +197,6 @@ def test_classes_without_pixels_do_not_count():
     values = np.array([[[0.9, 0.1]]], np.float16)
     sweep.add(ScoreMaps("a", values, np.array([1]), (1, 2)), np.array([[1, 0]], np.uint8))
     hits, predicted = sweep.outcome(0)
-    scores = scores_of(hits, predicted, sweep.true)
+    scores = scores_of(hits, predicted=predicted, true=sweep.true)
     np.testing.assert_array_equal(scores["IoU"], [1.0, 0.0, np.nan])
     assert sweep.mean_ious()[0] == 0.5

@@ -114,7 +114,7 @@ def test_masks_are_combined_alike(kit):
         count = -(-height * width // 8)
         ignored = np.unpackbits(kit["ignore_bits"][at : at + count])[: height * width].reshape(height, width)
         at += count
-        np.testing.assert_array_equal(combine_masks(instances[number], ignored, (SIDE, SIDE)), expected)
+        np.testing.assert_array_equal(combine_masks(instances[number], ignored, size=(SIDE, SIDE)), expected)
 
 
 @pytest.mark.parametrize("prefix", PREFIXES)

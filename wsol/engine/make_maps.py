@@ -84,7 +84,8 @@ class _InputFacts:
     interpolation: Interpolation
 
     def shape(self, size: tuple[int, int], scale: float) -> tuple[int, int]:
-        side = max(self.stride, round(self.img_size * scale / self.stride) * self.stride)
+        nearest = max(self.stride, round(self.img_size * scale / self.stride) * self.stride)
+        side = self.img_size if scale == 1 else nearest
         return input_size(size, img_size=side, resize=self.resize, stride=self.stride)  # type: ignore[arg-type]
 
 
@@ -115,7 +116,7 @@ def make_maps(config: CamConfig) -> Outcome:
     _check_classes(config, len(dataset.spec.classes), classifier)
     method = cams.create(config.method, classifier, **config.options)
     facts = _InputFacts(
-        img_size=config.img_size,
+        img_size=config.img_size or classifier.input_size[0],
         resize=config.resize,
         stride=classifier.stride,
         mean=tuple(classifier.mean),

@@ -37,8 +37,8 @@ class CamConfig:
     """Options of the method."""
     classes: Literal["labels", "top1", "top5", "all"] = "labels"
     """Which maps to make: the image's labels, the predicted classes, or every class."""
-    img_size: int = 224
-    """Side of the network's input in pixels (long side with --resize keep)."""
+    img_size: int | None = None
+    """Side of the network's input in pixels (long side with --resize keep); default: the model's own."""
     resize: Literal["squash", "keep"] = "squash"
     """squash: img_size x img_size; keep: long side img_size, aspect kept up to the network's stride."""
     output_stride: int | None = None
@@ -78,7 +78,7 @@ class CamConfig:
         Raises:
             ConfigError: Naming the flag.
         """
-        _positive(img_size=self.img_size, batch_size=self.batch_size)
+        _positive(batch_size=self.batch_size, **({} if self.img_size is None else {"img_size": self.img_size}))
         if not self.scales or min(self.scales) <= 0:
             raise ConfigError(f"--scales must be positive numbers, got {self.scales}")
         if self.model is None and self.checkpoint is None:

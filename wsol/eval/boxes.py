@@ -98,7 +98,7 @@ def level_curve(levels: NDArray[np.uint8], truth: NDArray[np.float64], *, view: 
 
 
 def pixel_ious(
-    scoremap: ScoreMap, truth: NDArray[np.float64], thresholds: Sequence[float], *, view: View
+    scoremap: ScoreMap, truth: NDArray[np.float64], *, thresholds: Sequence[float], view: View
 ) -> NDArray[np.float64]:
     """Return the IoU of the box around the largest component of the float map, by number of pixels (BAS, SAT).
 

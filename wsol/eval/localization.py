@@ -60,6 +60,12 @@ class Plan:
         """The views that have a curve over all levels."""
         return tuple(dict.fromkeys(metric.view for metric in self.metrics if metric.view.contours != "pixels"))
 
+    @property
+    def points(self) -> tuple[tuple[View, float], ...]:
+        """The views that look at the float map, each with the thresholds that are asked of it."""
+        asked = ((metric.view, self.fixed[metric.name]) for metric in self.metrics if metric.name in self.fixed)
+        return tuple(dict.fromkeys(asked))
+
 
 @dataclass(frozen=True)
 class Localization:
@@ -114,7 +120,9 @@ def localize(config: LocConfig, *, source: MapSource | None = None, dataset: Dat
     for tally in map_chunks(partial(evaluate_chunk, plan=plan), dataset.samples, workers=config.workers):
         units.append(tally.units)
         total.merge(tally)
-    result, worst = summarise(total, units, dataset, _metrics(config), choice, config)
+    result, worst = summarise(
+        total, units=units, dataset=dataset, metrics=_metrics(config), choice=choice, config=config
+    )
     return Localization(result, total.failures, tuple(_with_boxes(row, plan, dataset) for row in worst))
 
 
@@ -176,14 +184,10 @@ def _add(
             view: level_curve(maps.levels(view), maps.truth(boxes, frame, view), view=view) for view in plan.views
         }
         fixed = {
-            metric.name: pixel_ious(
-                maps.scoremap(metric.view),
-                maps.truth(boxes, frame, metric.view),
-                [plan.fixed[metric.name]],
-                view=metric.view,
+            (view, threshold): pixel_ious(
+                maps.scoremap(view), maps.truth(boxes, frame, view), thresholds=[threshold], view=view
             )
-            for metric in plan.metrics
-            if metric.name in plan.fixed
+            for view, threshold in plan.points
         }
         tally.n += 1
         tally.add_rank(rank)
@@ -191,7 +195,7 @@ def _add(
             if metric.view in curves:
                 tally.add_curve(metric, curves[metric.view], rank)
             else:
-                tally.add_fixed(metric, fixed[metric.name], rank)
+                tally.add_fixed(metric, fixed[metric.view, plan.fixed[metric.name]], rank)
         stack = np.array([curve.iou for curve in curves.values()], dtype=np.float32)
         tally.units.append(Unit(sample.id, label, rank, tuple(curve.maximum for curve in curves.values()), stack))
     if masked:
@@ -212,9 +216,9 @@ def read_pixels(sample: Sample, label: int, plan: Plan, size: tuple[int, int]) -
     if plan.instances:
         files = [path for path in (sample.mask, *sample.extra_masks) if path is not None]
         ignored = read_image(sample.mask_ignore)[..., 0] if sample.mask_ignore else None
-        return combine_masks([read_image(path)[..., 0] for path in files], ignored, size)
+        return combine_masks([read_image(path)[..., 0] for path in files], ignored, size=size)
     truth = plan.truth(sample)
-    return combine_masks([truth == label + 1], truth == IGNORE, size)
+    return combine_masks([truth == label + 1], truth == IGNORE, size=size)
 
 
 def _rank(logits: NDArray[np.float32] | None, label: int) -> int | None:

@@ -27,7 +27,7 @@ def bin_edges(interval: float) -> NDArray[np.float64]:
     return np.append(np.arange(0, 1, interval), [1.0, 2.0, 3.0])
 
 
-def combine_masks(instances: Sequence[NDArray[Any]], ignored: NDArray[Any] | None, size: tuple[int, int]) -> Mask:
+def combine_masks(instances: Sequence[NDArray[Any]], ignored: NDArray[Any] | None, *, size: tuple[int, int]) -> Mask:
     """Join the instance masks of an image at the evaluation size.
 
     Args:

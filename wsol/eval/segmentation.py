@@ -167,11 +167,11 @@ def _maps(config: SegConfig, dataset: Dataset, samples: Sequence[Sample], classe
         fixed = given[name]
         thresholds[name] = float(values[best_at(points)]) if fixed is None else float(fixed)
         hits, predicted = sweep.outcome(place[name, thresholds[name]])
-        scores = scores_of(hits, predicted, sweep.true)
+        scores = scores_of(hits, predicted=predicted, true=sweep.true)
         metrics.update(_averages(name.removeprefix("mIoU"), scores, hits.sum(), sweep.true.sum()))
     at = place[_CONSTANT, thresholds[_CONSTANT]]
     hits, predicted = sweep.outcome(at)
-    scores = scores_of(hits, predicted, sweep.true)
+    scores = scores_of(hits, predicted=predicted, true=sweep.true)
     per_image = {image_id: {"iou": float(row[at])} for image_id, row in total.images}
     return _result(config, dataset, samples, total, metrics, scores, thresholds, curves, choice.source, per_image)
 

@@ -20,7 +20,7 @@ _NAN = float("nan")
 
 
 def summarise(
-    total: Tally, units: UnitFile, dataset: Dataset, metrics: Sequence[Metric], choice: Choice, config: LocConfig
+    total: Tally, *, units: UnitFile, dataset: Dataset, metrics: Sequence[Metric], choice: Choice, config: LocConfig
 ) -> tuple[EvalResult, list[dict[str, Any]]]:
     """Turn counts into a result.
 

@@ -120,7 +120,7 @@ class SweepCounts:
         return scores
 
 
-def scores_of(hits: Counts, predicted: Counts, true: Counts) -> dict[str, NDArray[np.float64]]:
+def scores_of(hits: Counts, *, predicted: Counts, true: Counts) -> dict[str, NDArray[np.float64]]:
     """Return IoU, precision and recall of each class, float64 (C,); NaN for a class without true pixels.
 
     Args:
@@ -136,7 +136,7 @@ def scores_of(hits: Counts, predicted: Counts, true: Counts) -> dict[str, NDArra
 
 def matrix_scores(matrix: Counts) -> dict[str, NDArray[np.float64]]:
     """Return the same from a confusion matrix, int64 (C, C)."""
-    scores = scores_of(np.diag(matrix), matrix.sum(axis=0), matrix.sum(axis=1))
+    scores = scores_of(np.diag(matrix), predicted=matrix.sum(axis=0), true=matrix.sum(axis=1))
     return {**scores, "IoU": iou_per_class(matrix)}
 
 

