@@ -113,6 +113,25 @@ def test_coco_json_loads_in_pycocotools_with_the_same_masks(maps_run, tmp_path):
             assert region[y : y + height, x : x + width].sum() == region.sum()
 
 
+def test_more_classes_than_a_byte_can_name(tmp_path):
+    for name in [f"{at:03d}" for at in range(300)]:
+        (tmp_path / "photos" / name).mkdir(parents=True)
+        Image.new("RGB", (9, 7)).save(tmp_path / "photos" / name / "a.png")
+    values = np.zeros((2, 7, 9), np.float16)
+    values[0, :, :4], values[1, :, 6:] = 0.9, 0.8
+    dataset = data.load("folder", root=tmp_path / "photos")
+    cam = CamConfig(data="folder", root=tmp_path / "photos", model="resnet18", out=tmp_path / "maps")
+    with open_run(tmp_path / "maps", verb="cam", config=cam, dataset=dataset.spec):
+        maps = ScoreMaps(id="000/a.png", values=values, class_ids=[299, 3], image_size=(7, 9))
+        write_maps(tmp_path / "maps", maps)
+    outcome = make_masks(config(tmp_path / "maps", tmp_path / "out", limit=1, coco=True))
+    assert outcome.done == 1
+    assert np.unique(read_mask(tmp_path / "out", "000/a.png").labels).tolist() == [0, 1, 2]
+    assert read_rows(tmp_path / "out")["000/a.png"]["classes"] == [299, 3]
+    found = json.loads((tmp_path / "out" / "pseudo.coco.json").read_text())
+    assert [item["category_id"] for item in found["annotations"]] == [300, 4]
+
+
 @pytest.mark.parametrize(
     ("changes", "kind", "message"),
     [

@@ -6,9 +6,10 @@ import json
 import logging
 import multiprocessing
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -24,19 +25,23 @@ from wsol.engine.progress import track
 from wsol.engine.sharding import resolve_shard
 from wsol.errors import StoreError, WsolError
 from wsol.ops.rle import encode
-from wsol.schema import DatasetSpec, PseudoMask, Sample
+from wsol.schema import IGNORE, DatasetSpec, PseudoMask, Sample
 from wsol.store.atomic import write_text
-from wsol.store.manifest import Manifest, finished
+from wsol.store.manifest import Manifest, finished, read_rows
 from wsol.store.maps import read_maps, write_maps
 from wsol.store.masks import mask_path, read_labels, read_mask, write_mask
 from wsol.store.runs import open_run, read_info
 
 _log = logging.getLogger("wsol")
+_Done = tuple[str, dict[str, Any], str | None]
 _THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")
 
 
 def make_masks(config: RefineConfig) -> Outcome:
     """Write the pseudo-mask of every image whose score maps are in a run.
+
+    A mask holds class id + 1. Where a data set has more classes than a byte can name (ImageNet), it holds 1 + the
+    position of the class among those of the image, and the row of the manifest lists them as `classes`.
 
     Args:
         config: See `RefineConfig`.
@@ -70,9 +75,9 @@ def make_masks(config: RefineConfig) -> Outcome:
         pending = [sample for sample in ours if sample.id not in done]
         outcome = Outcome(skipped=len(ours) - len(pending))
         with track(len(pending), f"masks ({config.method})", quiet=config.quiet) as tracker:
-            for image_id, size, reason in _work(pending, config):
+            for image_id, facts, reason in _work(pending, config, num_classes=len(dataset.spec.classes)):
                 if reason is None:
-                    manifest.done(image_id, bytes=size)
+                    manifest.done(image_id, **facts)
                     outcome.done += 1
                 else:
                     manifest.failed(image_id, reason)
@@ -118,6 +123,7 @@ def write_coco(run: Path, samples: Sequence[Sample], spec: DatasetSpec) -> Path:
     Returns:
         Path of `pseudo.coco.json`.
     """
+    written = read_rows(run)
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
     for number, sample in enumerate(samples, start=1):
@@ -126,6 +132,7 @@ def write_coco(run: Path, samples: Sequence[Sample], spec: DatasetSpec) -> Path:
         labels = read_mask(run, sample.id).labels
         height, width = labels.shape
         images.append({"id": number, "file_name": sample.image.name, "height": height, "width": width})
+        named = written.get(sample.id, {}).get("classes")
         for label in np.unique(labels[(labels > 0) & (labels < 255)]).tolist():
             region = labels == label
             rows, columns = np.flatnonzero(region.any(axis=1)), np.flatnonzero(region.any(axis=0))
@@ -133,7 +140,7 @@ def write_coco(run: Path, samples: Sequence[Sample], spec: DatasetSpec) -> Path:
             annotation = {
                 "id": len(annotations) + 1,
                 "image_id": number,
-                "category_id": label,
+                "category_id": label if named is None else named[label - 1] + 1,
                 "segmentation": encode(region),
                 "area": int(region.sum()),
                 "bbox": [int(side) for side in box],
@@ -146,10 +153,10 @@ def write_coco(run: Path, samples: Sequence[Sample], spec: DatasetSpec) -> Path:
     return run / "pseudo.coco.json"
 
 
-def _work(pending: Sequence[Sample], config: RefineConfig) -> Iterator[tuple[str, int, str | None]]:
-    """Yield (id, bytes, error) as images finish; at most a few images a worker are in flight."""
+def _work(pending: Sequence[Sample], config: RefineConfig, *, num_classes: int) -> Iterator[_Done]:
+    """Yield (id, facts, error) as images finish; at most a few images a worker are in flight."""
     if config.workers == 0 or len(pending) <= 1:
-        yield from (_refine_one(sample, config) for sample in pending)
+        yield from (_refine_one(sample, config, num_classes) for sample in pending)
         return
     workers = min(config.workers, len(pending))
     # One thread a process: several images at once beat several threads an image. The libraries read these
@@ -158,7 +165,8 @@ def _work(pending: Sequence[Sample], config: RefineConfig) -> Iterator[tuple[str
     os.environ.update(dict.fromkeys(_THREADS, "1"))
     try:
         with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
-            yield from _bounded(pool, pending, config, depth=4 * workers)
+            work = partial(_refine_one, config=config, num_classes=num_classes)
+            yield from _bounded(pool, pending, work, depth=4 * workers)
     finally:
         for name, value in before.items():
             if value is None:
@@ -168,32 +176,35 @@ def _work(pending: Sequence[Sample], config: RefineConfig) -> Iterator[tuple[str
 
 
 def _bounded(
-    pool: ProcessPoolExecutor, pending: Sequence[Sample], config: RefineConfig, *, depth: int
-) -> Iterator[tuple[str, int, str | None]]:
+    pool: ProcessPoolExecutor, pending: Sequence[Sample], work: Callable[[Sample], _Done], *, depth: int
+) -> Iterator[_Done]:
     queue = iter(pending)
-    flight: set[Future[tuple[str, int, str | None]]] = set()
+    flight: set[Future[_Done]] = set()
     while True:
-        flight |= {pool.submit(_refine_one, sample, config) for sample in islice(queue, depth - len(flight))}
+        flight |= {pool.submit(work, sample) for sample in islice(queue, depth - len(flight))}
         if not flight:
             return
         ready, flight = wait(flight, return_when=FIRST_COMPLETED)
         yield from (future.result() for future in ready)
 
 
-def _refine_one(sample: Sample, config: RefineConfig) -> tuple[str, int, str | None]:
+def _refine_one(sample: Sample, config: RefineConfig, num_classes: int) -> _Done:
     try:
         maps = read_maps(config.maps, sample.id)
         image = read_image(sample.image, upright=sample.upright)
         background = config.background if config.alpha is None else None
         scores = refine.with_background(maps.at_image_size(), background=background, alpha=config.alpha)
         refined = refine.create(config.method, **config.options)(image, scores)
-        labels, confidence = refine.to_labels(refined, maps.class_ids, min_confidence=config.min_confidence)
+        fits = num_classes < IGNORE
+        named = maps.class_ids.tolist() if fits else range(len(maps.class_ids))
+        labels, confidence = refine.to_labels(refined, named, min_confidence=config.min_confidence)
         if config.scores:
             values = np.clip(refined[1:], 0, 1).astype(np.float16)
             write_maps(config.out, replace(maps, values=values))
         mask = PseudoMask(id=sample.id, labels=labels, confidence=confidence if config.confidence else None)
-        return sample.id, write_mask(config.out, mask), None
+        facts: dict[str, Any] = {"bytes": write_mask(config.out, mask)}
+        return sample.id, facts if fits else {**facts, "classes": maps.class_ids.tolist()}, None
     except WsolError as error:
         if isinstance(error, StoreError) and "cannot write" in error.what:
             raise
-        return sample.id, 0, str(error)
+        return sample.id, {}, str(error)

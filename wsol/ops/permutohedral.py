@@ -11,17 +11,15 @@ them, so that a step along an axis is the addition of a constant. The kernels ru
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, TypeVar, cast
+from typing import Any
 
-import numba
 import numpy as np
 from numpy.typing import NDArray
 
 from wsol.errors import ConfigError
+from wsol.ops.jit import kernel
 
-_F = TypeVar("_F", bound=Callable[..., Any])
 _Floats = NDArray[np.float32]
 _Ids = NDArray[np.uint32]
 _Keys = NDArray[np.int64]
@@ -31,11 +29,6 @@ _FIRST_BITS = 14
 _TILE = 256
 # The linear form of the coordinates is unique modulo 2^64 as long as their box has fewer points.
 _MAX_BOX = 2.0**63
-
-
-def kernel(function: _F) -> _F:
-    """Compile a function with numba: once a machine (cached on disk), without the GIL, division as NumPy does it."""
-    return cast(_F, numba.njit(nogil=True, cache=True, error_model="numpy")(function))
 
 
 def lanes(count: int) -> tuple[int, ...] | NDArray[np.int8]:

@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from wsol.ops.permutohedral import Lattice, blur, kernel, lanes
+from wsol.ops.jit import kernel
+from wsol.ops.permutohedral import Lattice, blur, lanes
 
 _Floats = NDArray[np.float32]
 _TILE = 128
