@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+
 from wsol.config import coerce, load_yaml
 from wsol.engine.options import CamConfig
 

@@ -12,13 +12,31 @@ from wsol.errors import ConfigError
 
 
 @dataclass(frozen=True, kw_only=True)
-class CamConfig:
+class JobOptions:
+    """What every job over the images of a split shares; none of it changes an output."""
+
+    out: Path = neutral()
+    """Run folder to write or continue."""
+    limit: int | None = neutral(default=None)
+    """Only the first N images."""
+    workers: int = neutral(default=2)
+    """Processes beside this one: for reading images, or for the work itself where it is done on the CPU."""
+    shard: str = neutral(default="0/1")
+    """i/n: this process does every n-th part, starting with the i-th; any launcher's rank also works."""
+    overwrite: bool = neutral(default=False)
+    """Replace a run with other options."""
+    fail_fast: bool = neutral(default=False)
+    """Stop at the first image that fails."""
+    quiet: bool = neutral(default=False)
+    """No progress."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CamConfig(JobOptions):
     """Score maps of a split: resumable, sharded, one npz an image."""
 
     data: str
     """Data set: voc, coco, cub, ilsvrc, openimages, folder, synthetic, ... (wsol info lists all)."""
-    out: Path = neutral()
-    """Run folder to write or continue."""
     root: Path | None = None
     """Folder of the data set; default: $WSOL_DATA and its usual name."""
     split: str | None = None
@@ -57,20 +75,8 @@ class CamConfig:
     """Mixed precision (bfloat16)."""
     seed: int = 0
     """Seed of every generator."""
-    limit: int | None = neutral(default=None)
-    """Only the first N images."""
     device: str = neutral(default="auto")
     """cpu, cuda, cuda:1, ...; auto takes a GPU where there is one."""
-    workers: int = neutral(default=2)
-    """Processes that read images."""
-    shard: str = neutral(default="0/1")
-    """i/n: this process does every n-th batch, starting with the i-th; any launcher's rank also works."""
-    overwrite: bool = neutral(default=False)
-    """Replace a run with other options."""
-    fail_fast: bool = neutral(default=False)
-    """Stop at the first image that fails."""
-    quiet: bool = neutral(default=False)
-    """No progress."""
 
     def validate(self) -> None:
         """Check values that a type cannot.
@@ -86,13 +92,11 @@ class CamConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class RefineConfig:
+class RefineConfig(JobOptions):
     """Score maps to pseudo-masks: resumable, sharded, palette PNG an image."""
 
     maps: Path
     """Run folder of wsol cam."""
-    out: Path = neutral()
-    """Run folder to write or continue."""
     method: str = "threshold"
     """Refiner."""
     options: Mapping[str, Any] = field(default_factory=dict)
@@ -109,18 +113,6 @@ class RefineConfig:
     """Also write the refined scores of the classes as maps/, for wsol eval loc."""
     coco: bool = neutral(default=False)
     """Also write pseudo.coco.json (RLE)."""
-    limit: int | None = neutral(default=None)
-    """Only the first N images."""
-    workers: int = neutral(default=2)
-    """Processes, one thread each; 0 works in this process."""
-    shard: str = neutral(default="0/1")
-    """i/n: this process does every n-th image, starting with the i-th."""
-    overwrite: bool = neutral(default=False)
-    """Replace a run with other options."""
-    fail_fast: bool = neutral(default=False)
-    """Stop at the first image that fails."""
-    quiet: bool = neutral(default=False)
-    """No progress."""
 
     def validate(self) -> None:
         """Check values that a type cannot.

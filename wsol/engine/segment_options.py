@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from wsol.config import neutral
+from wsol.engine.options import JobOptions
 from wsol.engine.train_options import DataOptions, LoopOptions
 from wsol.errors import ConfigError
 
@@ -49,15 +50,13 @@ class SegmentTrainConfig(LoopOptions, DataOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class SegmentPredictConfig:
+class SegmentPredictConfig(JobOptions):
     """Masks of a trained segmentation network: resumable, sharded, palette PNG an image."""
 
     data: str
     """Data set."""
     checkpoint: Path
     """Run folder of wsol segment train."""
-    out: Path = neutral()
-    """Run folder to write or continue."""
     root: Path | None = None
     """Folder of the data set; default: $WSOL_DATA and its usual name."""
     split: str | None = None
@@ -72,20 +71,8 @@ class SegmentPredictConfig:
     """Average with the mirrored image."""
     amp: bool = False
     """Mixed precision (bfloat16)."""
-    limit: int | None = neutral(default=None)
-    """Only the first N images."""
     device: str = neutral(default="auto")
     """cpu, cuda, cuda:1, ...; auto takes a GPU where there is one."""
-    workers: int = neutral(default=2)
-    """Processes that read images."""
-    shard: str = neutral(default="0/1")
-    """i/n: this process does every n-th image, starting with the i-th; any launcher's rank also works."""
-    overwrite: bool = neutral(default=False)
-    """Replace a run with other options."""
-    fail_fast: bool = neutral(default=False)
-    """Stop at the first image that fails."""
-    quiet: bool = neutral(default=False)
-    """No progress."""
 
     def validate(self) -> None:
         """Check values that a type cannot.
