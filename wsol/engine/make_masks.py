@@ -29,7 +29,7 @@ from wsol.schema import IGNORE, DatasetSpec, PseudoMask, Sample
 from wsol.store.atomic import write_text
 from wsol.store.manifest import Manifest, finished, read_rows
 from wsol.store.maps import read_maps, write_maps
-from wsol.store.masks import mask_path, read_labels, read_mask, write_mask
+from wsol.store.masks import mask_path, read_labels, write_mask
 from wsol.store.runs import open_run, read_info
 
 _log = logging.getLogger("wsol")
@@ -129,7 +129,7 @@ def write_coco(run: Path, samples: Sequence[Sample], spec: DatasetSpec) -> Path:
     for number, sample in enumerate(samples, start=1):
         if not mask_path(run, sample.id).is_file():
             continue
-        labels = read_mask(run, sample.id).labels
+        labels = read_labels(mask_path(run, sample.id))
         height, width = labels.shape
         images.append({"id": number, "file_name": sample.image.name, "height": height, "width": width})
         named = written.get(sample.id, {}).get("classes")
