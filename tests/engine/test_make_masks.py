@@ -10,7 +10,8 @@ from pycocotools.coco import COCO
 from wsol import data
 from wsol.config import config_hash
 from wsol.engine.make_masks import make_masks
-from wsol.engine.options import CamConfig, RefineConfig
+from wsol.engine.options import CamConfig
+from wsol.engine.refine_options import RefineConfig
 from wsol.errors import ConfigError, StoreError
 from wsol.schema import ScoreMaps
 from wsol.store.manifest import Manifest, read_rows

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from wsol.cli.parse import parse
 from wsol.engine.make_masks import make_masks
-from wsol.engine.options import RefineConfig
+from wsol.engine.refine_options import RefineConfig
 from wsol.refine import REFINERS
 
 

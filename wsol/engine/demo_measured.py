@@ -10,7 +10,8 @@ from wsol import data
 from wsol.engine.demo_options import DemoConfig
 from wsol.engine.make_maps import make_maps
 from wsol.engine.make_masks import make_masks
-from wsol.engine.options import CamConfig, RefineConfig
+from wsol.engine.options import CamConfig
+from wsol.engine.refine_options import RefineConfig
 from wsol.engine.segment import segment_predict, segment_train
 from wsol.engine.segment_options import SegmentPredictConfig, SegmentTrainConfig
 from wsol.engine.train import train

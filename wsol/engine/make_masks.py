@@ -19,9 +19,9 @@ import numpy as np
 from wsol import data, refine
 from wsol.config import load_yaml
 from wsol.data.images import read_image
-from wsol.engine.options import RefineConfig
 from wsol.engine.outcome import Outcome, log_to, say_failures
 from wsol.engine.progress import track
+from wsol.engine.refine_options import RefineConfig
 from wsol.engine.sharding import resolve_shard
 from wsol.errors import StoreError, WsolError
 from wsol.ops.rle import encode
