@@ -1,0 +1,47 @@
+"""Options of `wsol refine`: what the flags, the recipes and the Python function share."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from wsol.config import neutral
+from wsol.engine.options import JobOptions
+from wsol.errors import ConfigError
+
+
+@dataclass(frozen=True, kw_only=True)
+class RefineConfig(JobOptions):
+    """Score maps to pseudo-masks: resumable, sharded, palette PNG an image."""
+
+    maps: Path
+    """Run folder of wsol cam."""
+    method: str = "threshold"
+    """Refiner."""
+    options: Mapping[str, Any] = field(default_factory=dict)
+    """Options of the refiner."""
+    background: float | None = 0.25
+    """Constant background score."""
+    alpha: float | None = None
+    """Background score (1 - max)^alpha; takes the place of --background."""
+    min_confidence: float = 0.0
+    """Pixels whose best score is lower become 255 (ignored)."""
+    confidence: bool = False
+    """Also write the confidence of each mask as an 8-bit PNG."""
+    scores: bool = False
+    """Also write the refined scores of the classes as maps/, for wsol eval loc."""
+    coco: bool = neutral(default=False)
+    """Also write pseudo.coco.json (RLE)."""
+
+    def validate(self) -> None:
+        """Check values that a type cannot.
+
+        Raises:
+            ConfigError: Naming the flag.
+        """
+        if self.alpha is None and self.background is None:
+            raise ConfigError("no background score", hint="give --background or --alpha")
+        if not 0.0 <= self.min_confidence <= 1.0:
+            raise ConfigError(f"--min-confidence must lie in [0, 1], got {self.min_confidence}")
