@@ -299,7 +299,7 @@ class RunInfo:
         code_hash: Hash of the installed package's sources.
         started: UTC time, ISO 8601.
         seconds: Wall time; 0 while running.
-        peak_memory_mb: Peak resident memory of the process.
+        peak_memory_mb: Peak resident memory of the process in MiB; None where the system does not tell.
         facts: What the run found out: counts, chosen layer, chosen epoch.
     """
 
@@ -314,7 +314,7 @@ class RunInfo:
     code_hash: str = ""
     started: str = ""
     seconds: float = 0.0
-    peak_memory_mb: float = 0.0
+    peak_memory_mb: float | None = None
     facts: Mapping[str, Any] = field(default_factory=dict)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from typing import Literal
 
@@ -28,7 +27,7 @@ def multi_scale(
 
     Args:
         method: From `wsol.cams.create`.
-        inputs: Gives the batch (B, 3, h, w) at a scale: made from the images, or see `rescaled`.
+        inputs: Gives the batch (B, 3, h, w) at a scale, made from the images anew.
         class_ids: As for the method; a function of the logits sees those of the scale nearest to 1, not mirrored.
         scales: Factors of the input size.
         flip: Also map the mirror image of each input and mirror its maps back.
@@ -52,26 +51,6 @@ def multi_scale(
         return first
     values = tuple(_sum(list(maps)) for maps in zip(*passes, strict=True))
     return RawMaps(values, first.class_ids, first.logits)
-
-
-def rescaled(images: Tensor, *, stride: int) -> Callable[[float], Tensor]:
-    """Return a function that gives a batch at a scale, for `multi_scale`.
-
-    Args:
-        images: (B, 3, h, w), as the network takes them.
-        stride: Sides become the nearest multiple of it, at least one; scale 1 gives the images as they are.
-
-    Returns:
-        Scale to (B, 3, h', w'): bicubic, antialiased.
-    """
-
-    def at(scale: float) -> Tensor:
-        if scale == 1:
-            return images
-        size = tuple(max(1, math.floor(side * scale / stride + 0.5)) * stride for side in images.shape[-2:])
-        return F.interpolate(images, size=size, mode="bicubic", antialias=True, align_corners=False)
-
-    return at
 
 
 def select_classes(logits: Tensor, mode: Selection, labels: ClassIds) -> ClassIds:

@@ -117,9 +117,9 @@ def fit(
                 row |= evaluate(result)
             history.append(row | {"seconds": round(time.monotonic() - clock, 3)})
             write_checkpoint(config.out, _state(module, optimizer, ema, history))
-            _write_history(config.out, history)
+            write_history(config.out, history)
             _log.info("%s", "  ".join(f"{name} {value:.4g}" for name, value in history[-1].items()))
-    _write_history(config.out, history)
+    write_history(config.out, history)
     if ema is not None:
         module.load_state_dict(ema.module.state_dict())
     module.eval()
@@ -148,7 +148,8 @@ def read_history(folder: Path) -> History:
     return [{name: math.nan if value is None else value for name, value in json.loads(line).items()} for line in lines]
 
 
-def _write_history(folder: Path, history: History) -> None:
+def write_history(folder: Path, history: History) -> None:
+    """Write `history.jsonl` of a run folder."""
     rows = [{name: value if math.isfinite(value) else None for name, value in row.items()} for row in history]
     write_text(folder / "history.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
 

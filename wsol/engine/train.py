@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -20,10 +21,12 @@ from wsol import data, mix
 from wsol.data.images import read_image
 from wsol.data.transforms import Interpolation, augment
 from wsol.engine.device import resolve_device
-from wsol.engine.fit import Trained, fit, has_ended, read_history
+from wsol.engine.fit import History, Trained, fit, has_ended, read_history, write_history
+from wsol.engine.linear_probe import fit_head, pooled_features
 from wsol.engine.loaders import Batch, Batches, Failures, load_splits, normalize
 from wsol.engine.optim import check_optimizer
 from wsol.engine.outcome import log_to
+from wsol.engine.progress import track
 from wsol.engine.scores import mean_average_precision, topk_accuracy
 from wsol.engine.seeding import generator, own_randomness, seed_torch
 from wsol.engine.train_options import TrainConfig
@@ -82,16 +85,19 @@ def train(config: TrainConfig) -> Trained:
             if config.freeze_backbone:
                 _freeze_backbone(classifier)
             work = _Work(config, dataset, val, classifier, strategy, loss, device)
-            history = fit(
-                classifier.module,
-                config,
-                device=device,
-                steps=work.batches.steps,
-                batches=work.stream,
-                loss_of=work.loss,
-                evaluate=None if val is None else work.evaluate,
-                set_mode=nn.Module.eval if config.freeze_backbone else nn.Module.train,
-            )
+            if config.linear_probe:
+                history = work.probe()
+            else:
+                history = fit(
+                    classifier.module,
+                    config,
+                    device=device,
+                    steps=work.batches.steps,
+                    batches=work.stream,
+                    loss_of=work.loss,
+                    evaluate=None if val is None else work.evaluate,
+                    set_mode=nn.Module.eval if config.freeze_backbone else nn.Module.train,
+                )
             save_classifier(classifier, config.out, classes=spec.classes, multi_label=spec.multi_label)
             run.facts.update(images=len(dataset), failed=len(work.failures), loss=loss, last=history[-1])
     return Trained(config.out, history, dict(work.failures))
@@ -184,9 +190,30 @@ class _Work:
         criterion = F.binary_cross_entropy_with_logits if self.loss_name == "bce" else F.cross_entropy
         return self.strategy.loss(mixed, Output(self._logits(self.classifier.module, mixed.images)), criterion)
 
+    def probe(self) -> History:
+        """Fit the head alone and return a history of one row."""
+        clock = time.monotonic()
+        module, weight_decay = self.classifier.module.eval(), self.config.weight_decay
+        loss = fit_head(self.classifier, self._features(), loss=self.loss_name, weight_decay=weight_decay)
+        row = {"epoch": 1, "loss": loss} | ({} if self.val is None else self.evaluate(module))
+        history = [row | {"seconds": round(time.monotonic() - clock, 3)}]
+        write_history(self.config.out, history)
+        return history
+
+    def _features(self) -> Iterator[tuple[Tensor, Tensor]]:
+        batches = self._plain_batches(self.dataset)
+        with track(batches.steps, "features", quiet=self.config.quiet) as tracker:
+            for batch in batches.stream(range(1), workers=self.config.workers, device=self.device):
+                self.failures.note(batch.failed)
+                if len(batch.images):
+                    targets = torch.from_numpy(batch.targets).to(self.device)
+                    targets = smooth(targets, self.config.smoothing, loss=self.loss_name)
+                    yield pooled_features(self.classifier, self._input(batch)), targets
+                tracker.advance()
+
     @torch.no_grad()
     def evaluate(self, module: nn.Module) -> dict[str, float]:
-        spec, batches = self._measured.spec, self._val_batches
+        spec, batches = self._measured.spec, self._plain_batches(self._measured)
         scores, targets = [], []
         for batch in itertools.islice(self._val_stream, batches.steps):
             self.failures.note(batch.failed)
@@ -201,17 +228,16 @@ class _Work:
     def _measured(self) -> data.Dataset:
         return self.val or self.dataset
 
-    @property
-    def _val_batches(self) -> Batches:
-        spec, size = self._measured.spec, self.config.img_size
+    def _plain_batches(self, dataset: data.Dataset) -> Batches:
+        spec, size = dataset.spec, self.config.img_size
         views = ClassifierViews(len(spec.classes), spec.multi_label, size, self.classifier.interpolation)
-        return Batches(self._measured.samples, views, batch_size=self.config.batch_size)
+        return Batches(dataset.samples, views, batch_size=self.config.batch_size)
 
     @cached_property
     def _val_stream(self) -> Iterator[Batch]:
         """One stream for all epochs, so that its reading processes start once."""
         epochs = range(self.config.epochs)
-        return self._val_batches.stream(epochs, workers=self.config.workers, device=self.device)
+        return self._plain_batches(self._measured).stream(epochs, workers=self.config.workers, device=self.device)
 
     def _input(self, batch: Batch) -> Tensor:
         mean, std = self.classifier.mean, self.classifier.std

@@ -104,6 +104,9 @@ class TrainConfig(LoopOptions, DataOptions):
     """Start from timm's pretrained weights of the hub."""
     freeze_backbone: bool = False
     """Train the head only."""
+    linear_probe: bool = False
+    """Fit the head alone, by logistic regression on the standardised features of the whole images: one pass, no
+    epochs; --weight-decay is its penalty."""
     mix: str = "none"
     """Mix strategy."""
     mix_options: Mapping[str, Any] = field(default_factory=dict)
@@ -135,6 +138,8 @@ class TrainConfig(LoopOptions, DataOptions):
         _expect(0 <= self.hflip <= 1, "hflip", "in [0, 1]", self.hflip)
         low, high = self.crop_scale
         _expect(0 < low <= high <= 1, "crop_scale", "LOW HIGH with 0 < LOW <= HIGH <= 1", self.crop_scale)
+        if self.linear_probe and self.mix != "none":
+            raise ConfigError(f"--linear-probe sees each image as it is, so it cannot go with --mix {self.mix}")
         if self.model is None and self.checkpoint is None:
             raise ConfigError("no model", hint="give --model NAME, or --checkpoint with a run of wsol train")
 

@@ -13,7 +13,31 @@ from wsol.eval.protocols import BENCHMARK, choose
 
 
 @dataclass(frozen=True, kw_only=True)
-class LocConfig:
+class TruthOptions:
+    """Which ground truth to measure against, and where the result goes."""
+
+    data: str | None = None
+    """Data set with the ground truth; default: the one the run was made from."""
+    root: Path | None = None
+    """Folder of the data set."""
+    split: str | None = None
+    """Split; default: the one the run was made from."""
+    data_options: Mapping[str, Any] = field(default_factory=dict)
+    """Options of the data set."""
+    limit: int | None = None
+    """Only the first N images."""
+    worst: int = 10
+    """How many of the worst images to list."""
+    out: Path | None = neutral(default=None)
+    """Where metrics.json and curves.csv go; default: runs/eval/NAME-loc or NAME-seg."""
+    workers: int = neutral(default=2)
+    """Processes; the result is the same for any number."""
+    json: bool = neutral(default=False)
+    """Print JSON instead of tables."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LocConfig(TruthOptions):
     """Score maps against boxes and masks: MaxBoxAcc, MaxBoxAccV2, GT-known, Top-1, Top-5, PxAP."""
 
     maps: Path
@@ -22,14 +46,6 @@ class LocConfig:
     """Folder with image_ids.txt, class_labels.txt, image_sizes.txt and localization.txt of one split."""
     masks: Path | None = None
     """Folder that the masks named in the metadata are relative to; default: --root, else the metadata folder."""
-    data: str | None = None
-    """Data set with the ground truth; default: the one the maps were made from."""
-    root: Path | None = None
-    """Folder of the data set."""
-    split: str | None = None
-    """Split; default: the one the maps were made from."""
-    data_options: Mapping[str, Any] = field(default_factory=dict)
-    """Options of the data set."""
     protocol: tuple[str, ...] = BENCHMARK
     """Protocols by name, or all."""
     curve_interval: float = 0.001
@@ -40,16 +56,6 @@ class LocConfig:
     """A fixed threshold for all metrics, as a fraction of each map's maximum."""
     threshold_from: Path | None = None
     """metrics.json of another split: apply the thresholds chosen there."""
-    limit: int | None = None
-    """Only the first N images."""
-    worst: int = 10
-    """How many of the worst images to list."""
-    out: Path | None = neutral(default=None)
-    """Where metrics.json, curves.csv and worst.csv go; default: runs/eval/NAME-loc."""
-    workers: int = neutral(default=2)
-    """Processes; the result is the same for any number."""
-    json: bool = neutral(default=False)
-    """Print JSON instead of tables."""
 
     def validate(self) -> None:
         """Check values that a type cannot.
@@ -65,19 +71,11 @@ class LocConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class SegConfig:
+class SegConfig(TruthOptions):
     """Score maps or masks against ground-truth masks: mIoU over a data set, pixels labelled 255 ignored."""
 
     pred: Path
     """Run folder of wsol cam (its maps are thresholded), a run with masks/, or any folder of PNG masks by image id."""
-    data: str | None = None
-    """Data set with the ground truth; default: the one the run was made from."""
-    root: Path | None = None
-    """Folder of the data set."""
-    split: str | None = None
-    """Split; default: the one the run was made from."""
-    data_options: Mapping[str, Any] = field(default_factory=dict)
-    """Options of the data set."""
     use: Literal["auto", "maps", "masks"] = "auto"
     """maps, masks, or auto: masks where the run has any."""
     sweep: tuple[float, float, float] = (0.0, 0.6, 0.01)
@@ -88,16 +86,6 @@ class SegConfig:
     """A fixed background score."""
     threshold_from: Path | None = None
     """metrics.json of another split: apply the background score chosen there."""
-    limit: int | None = None
-    """Only the first N images."""
-    worst: int = 10
-    """How many of the worst images to list."""
-    out: Path | None = neutral(default=None)
-    """Where metrics.json and curves.csv go; default: runs/eval/NAME-seg."""
-    workers: int = neutral(default=2)
-    """Processes; the result is the same for any number."""
-    json: bool = neutral(default=False)
-    """Print JSON instead of tables."""
 
     def validate(self) -> None:
         """Check values that a type cannot.

@@ -7,7 +7,6 @@ import hashlib
 import importlib.metadata
 import json
 import platform
-import resource
 import shutil
 import sys
 import time
@@ -68,9 +67,8 @@ class Run:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1024.0 if sys.platform != "darwin" else 1024.0**2)
-        seconds = time.monotonic() - self._clock
-        self.info = replace(self.info, seconds=round(seconds, 3), peak_memory_mb=round(peak, 1), facts=self.facts)
+        seconds = round(time.monotonic() - self._clock, 3)
+        self.info = replace(self.info, seconds=seconds, peak_memory_mb=peak_memory_mb(), facts=self.facts)
         if kind is None:
             self._save()
 
@@ -217,3 +215,13 @@ def _clear(path: Path) -> None:
             shutil.rmtree(item)
         else:
             item.unlink(missing_ok=True)
+
+
+def peak_memory_mb() -> float | None:
+    """Return the largest resident size of this process so far in MiB; None where the system does not tell."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
+    unit = 1024.0 if sys.platform != "darwin" else 1024.0**2
+    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit, 1)
