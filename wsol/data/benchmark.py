@@ -46,15 +46,17 @@ def read_samples(folder: Path, *, images: Path, masks: Path) -> list[Sample]:
     """
     labels, boxes, files = defaultdict(set), defaultdict(list), defaultdict(list)
     ignored: dict[str, Path] = {}
-    for image_id, rest in _rows(folder / "class_labels.txt", 1):
-        labels[image_id].add(_int(rest[0], folder / "class_labels.txt"))
+    label_file, size_file = folder / "class_labels.txt", folder / "image_sizes.txt"
+    truth_file = folder / "localization.txt"
+    for image_id, rest in _rows(label_file, 1):
+        labels[image_id].add(_int(rest[0], label_file))
     sizes = {
-        image_id: (_int(rest[1], folder / "image_sizes.txt"), _int(rest[0], folder / "image_sizes.txt"))
-        for image_id, rest in _rows(folder / "image_sizes.txt", 2, optional=True)
+        image_id: (_int(rest[1], size_file), _int(rest[0], size_file))
+        for image_id, rest in _rows(size_file, 2, optional=True)
     }
-    for image_id, rest in _rows(folder / "localization.txt", 2, 4, optional=True):
+    for image_id, rest in _rows(truth_file, 2, 4, optional=True):
         if len(rest) == 4:
-            boxes[image_id].append([_int(value, folder / "localization.txt") for value in rest])
+            boxes[image_id].append([_int(value, truth_file) for value in rest])
             continue
         files[image_id].append(masks / rest[0])
         if rest[1]:
