@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from dataclasses import dataclass
 
 import numpy as np
 import pytest
@@ -14,7 +13,6 @@ from hypothesis import strategies as st
 
 from wsol import mix
 from wsol.errors import ConfigError
-from wsol.mix.base import Output
 from wsol.mix.cutmix import cut_box
 
 NAMES = ("none", "mixup", "cutmix")
@@ -135,36 +133,3 @@ def test_multi_label_targets_mix_linearly():
     result, draws = mixed_by(mix.create("mixup", partner="flip"), x, y)
     lam = draws["lam"]
     torch.testing.assert_close(result.targets, y * lam + y.flip(0) * (1 - lam))
-
-
-def test_a_relabel_decorator_needs_nothing_else():
-    """TransMix (CVPR 2022) over CutMix: the share of the class attention that falls on own pixels."""
-
-    @dataclass(frozen=True)
-    class TransMix(mix.MixStrategy):
-        inner: mix.MixStrategy
-
-        def draw(self, x, generator):
-            return self.inner.draw(x, generator)
-
-        def mix(self, x, y, draws):
-            return self.inner.mix(x, y, draws)
-
-        def relabel(self, mixed, output):
-            rows = int(output.attention.shape[1] ** 0.5)
-            own = torch.nn.functional.interpolate(mixed.own_mask, (rows, rows), mode="nearest").flatten(1)
-            attended = (own * output.attention).sum(1) / output.attention.sum(1)
-            share = ((attended + mixed.own_weight) / 2)[:, None]
-            return share * mixed.y_own + (1 - share) * mixed.y_partner
-
-    strategy = TransMix(mix.create("cutmix"))
-    x, y = batch(4, (16, 16))
-    result, _ = mixed_by(strategy, x, y, seed=3)
-    logits = torch.zeros(4, 6)
-    uniform = Output(logits, attention=torch.ones(4, 256))
-    torch.testing.assert_close(strategy.relabel(result, uniform), result.targets)
-    inside = Output(logits, attention=1 - result.own_mask.flatten(1))
-    share = (result.own_weight / 2)[:, None]
-    torch.testing.assert_close(strategy.relabel(result, inside), share * y + (1 - share) * result.y_partner)
-    loss = strategy.loss(result, uniform, torch.nn.functional.cross_entropy)
-    assert loss.item() == pytest.approx(np.log(6), abs=1e-5)

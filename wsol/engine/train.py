@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -31,7 +31,7 @@ from wsol.engine.scores import mean_average_precision, topk_accuracy
 from wsol.engine.seeding import generator, own_randomness, seed_torch
 from wsol.engine.train_options import TrainConfig
 from wsol.errors import ConfigError, DataError
-from wsol.mix import MixStrategy, Output
+from wsol.mix import Context, MixStrategy, StepStrategy
 from wsol.models.checkpoints import head_names, resolve
 from wsol.models.classifier import Classifier, load_classifier, save_classifier
 from wsol.schema import Sample
@@ -157,7 +157,7 @@ class _Work:
     dataset: data.Dataset
     val: data.Dataset | None
     classifier: Classifier
-    strategy: MixStrategy
+    strategy: MixStrategy | StepStrategy
     loss_name: str
     device: torch.device
     failures: Failures = field(default_factory=Failures)
@@ -186,9 +186,16 @@ class _Work:
             return None
         x = self._input(batch)
         y = smooth(torch.from_numpy(batch.targets).to(self.device), self.config.smoothing, loss=self.loss_name)
-        mixed = self.strategy.mix(x, y, self.strategy.draw(x, generator(self.config.seed, "mix", epoch, step)))
-        criterion = F.binary_cross_entropy_with_logits if self.loss_name == "bce" else F.cross_entropy
-        return self.strategy.loss(mixed, Output(self._logits(self.classifier.module, mixed.images)), criterion)
+        context = Context(self.classifier, self._criterion, epoch=epoch, epochs=self.config.epochs, amp=self.config.amp)
+        draws = self.strategy.draw(x, generator(self.config.seed, "mix", epoch, step))
+        if isinstance(self.strategy, StepStrategy):
+            raise ConfigError("strategies that replace the step cannot be trained yet", where=self.config.mix)
+        mixed = self.strategy.mix(x, y, draws, context)
+        return self.strategy.loss(mixed, self.strategy.forward(mixed, context), context)
+
+    @property
+    def _criterion(self) -> Callable[[Tensor, Tensor], Tensor]:
+        return F.binary_cross_entropy_with_logits if self.loss_name == "bce" else F.cross_entropy
 
     def probe(self) -> History:
         """Fit the head alone and return a history of one row."""

@@ -5,15 +5,15 @@ from __future__ import annotations
 from typing import Any
 
 from wsol.config import from_dict
-from wsol.mix.base import Draws, Mixed, MixStrategy, Output
+from wsol.mix.base import Context, Draws, Mixed, MixStrategy, Output, StepStrategy
 from wsol.registry import Registry
 
-__all__ = ["MIXES", "Draws", "MixStrategy", "Mixed", "Output", "create"]
+__all__ = ["MIXES", "Context", "Draws", "MixStrategy", "Mixed", "Output", "StepStrategy", "create"]
 
-MIXES: Registry[type[MixStrategy]] = Registry("mix strategy", "wsol.mix", shared=("base",))
+MIXES: Registry[type[MixStrategy | StepStrategy]] = Registry("mix strategy", "wsol.mix", shared=("base",))
 
 
-def create(name: str, **options: Any) -> MixStrategy:
+def create(name: str, **options: Any) -> MixStrategy | StepStrategy:
     """Make a strategy by its name.
 
     Args:

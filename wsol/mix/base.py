@@ -9,7 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,8 +17,13 @@ from numpy.typing import NDArray
 from wsol.errors import ConfigError
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, nn
 
+    from wsol.models.classifier import Classifier
+
+    Criterion = Callable[[Tensor, Tensor], Tensor]
+
+Need = Literal["attention", "layers", "tokens", "label_maps"]
 Draws = Mapping[str, Any]
 Partner = Literal["flip", "perm"]
 
@@ -48,19 +53,57 @@ class Mixed:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Output:
-    """What the network said about the mixed images.
+    """What the network said about the mixed images; the optional parts are there when `MixStrategy.needs` names them.
 
     Attributes:
-        logits: (B, K).
-        attention: Float (B, N), attention of the class token to the N patches; None where nobody asked for it.
+        logits: float32 (B, K).
+        attention: "attention": float32 (B, N), what the class token (for models that pool: the mean patch) of the last
+            block pays to the N patches, mean over heads; without gradient.
+        layers: "layers": float32 (B, T, T) a block, attention between all T tokens, mean over heads; without gradient.
+        tokens: "tokens": (B, N, D) patch tokens as the head reads them, with gradient.
+        grid: (rows, columns) of the N patches.
     """
 
     logits: Tensor
     attention: Tensor | None = None
+    layers: tuple[Tensor, ...] = ()
+    tokens: Tensor | None = None
+    grid: tuple[int, int] | None = None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Context:
+    """The training around a strategy.
+
+    Attributes:
+        classifier: The model in training.
+        criterion: (logits, dense targets) to a scalar loss.
+        own: What `MixStrategy.own` made, or None.
+        epoch: Counts from 0.
+        epochs: Length of the training.
+        label_maps: Float (B, K, h, w), stored score maps of the images, cut and mirrored like them; None unless the
+            strategy needs "label_maps".
+        amp: Whether forward passes run in mixed precision.
+    """
+
+    classifier: Classifier
+    criterion: Criterion
+    own: nn.Module | None = None
+    epoch: int = 0
+    epochs: int = 1
+    label_maps: Tensor | None = None
+    amp: bool = False
 
 
 class MixStrategy(ABC):
-    """One way to mix; subclasses are frozen dataclasses whose fields are the options."""
+    """One way to mix; subclasses are frozen dataclasses whose fields are the options.
+
+    A training step calls `draw`, `mix`, `forward`, `loss`, and after the optimizer `after_step`. State, such as
+    networks of the strategy's own or moving averages, lives in the module that `own` makes.
+    """
+
+    needs: ClassVar[frozenset[Need]] = frozenset()
+    """What `forward` has to read beside the logits, and "label_maps" for those of the context."""
 
     @abstractmethod
     def draw(self, x: Tensor, generator: np.random.Generator) -> Draws:
@@ -75,28 +118,68 @@ class MixStrategy(ABC):
         """
 
     @abstractmethod
-    def mix(self, x: Tensor, y: Tensor, draws: Draws) -> Mixed:
+    def mix(self, x: Tensor, y: Tensor, draws: Draws, context: Context | None = None) -> Mixed:
         """Mix a batch without further randomness.
 
         Args:
             x: (B, C, H, W); not changed.
             y: Float (B, K): one-hot, smoothed or multi-label; not changed.
             draws: From `draw`.
+            context: Strategies that look at saliency, features or maps of the clean images ask the model there.
         """
+
+    def check(self, classifier: Classifier) -> None:  # noqa: B027 (most strategies train any model)
+        """Refuse a model that the strategy cannot train.
+
+        Raises:
+            ModelError: Saying what the strategy needs.
+        """
+
+    def own(self, classifier: Classifier) -> nn.Module | None:
+        """Return the strategy's own networks and state; its parameters are trained along, all of it is checkpointed."""
+        return None
+
+    def forward(self, mixed: Mixed, context: Context) -> Output:
+        """Run the network on the mixed images and read what `needs` names."""
+        from wsol.mix._forward import forward
+
+        return forward(context.classifier, mixed.images, needs=self.needs, amp=context.amp)
 
     def relabel(self, mixed: Mixed, output: Output) -> Tensor:
         """Return the targets (B, K) once the network has seen the mixed images; by default the mixed labels."""
         return mixed.targets
 
-    def loss(self, mixed: Mixed, output: Output, criterion: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
-        """Return the loss of a mixed batch.
+    def loss(self, mixed: Mixed, output: Output, context: Context) -> Tensor:
+        """Return the loss of a mixed batch, a scalar."""
+        return context.criterion(output.logits, self.relabel(mixed, output))
+
+    def after_step(self, context: Context) -> None:  # noqa: B027 (most strategies have no state)
+        """Update the strategy's own state after a step of the optimizer."""
+
+
+class StepStrategy(ABC):
+    """A strategy that replaces the whole training step; subclasses are frozen dataclasses like `MixStrategy`."""
+
+    @abstractmethod
+    def draw(self, x: Tensor, generator: np.random.Generator) -> Draws:
+        """Draw every random number of a step; see `MixStrategy.draw`."""
+
+    @abstractmethod
+    def step(
+        self, x: Tensor, y: Tensor, draws: Draws, context: Context, *, backward: Callable[[Tensor], None]
+    ) -> Tensor:
+        """Compute and accumulate the gradients of one batch.
 
         Args:
-            mixed: From `mix`.
-            output: Of the network on `mixed.images`.
-            criterion: (logits, dense targets) to a scalar.
+            x: (B, C, H, W); not changed.
+            y: Float (B, K); not changed.
+            draws: From `draw`.
+            context: The model, the criterion and the epoch.
+            backward: Adds the gradient of a scalar loss to the parameters; may be called several times.
+
+        Returns:
+            The loss to report, a scalar without gradient.
         """
-        return criterion(output.logits, self.relabel(mixed, output))
 
 
 def draw_partner(count: int, generator: np.random.Generator, *, partner: Partner) -> NDArray[np.int64]:

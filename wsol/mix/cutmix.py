@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from wsol.mix import MIXES
-from wsol.mix.base import Draws, Mixed, MixStrategy, Partner, check_options, draw_partner
+from wsol.mix.base import Context, Draws, Mixed, MixStrategy, Partner, check_options, draw_partner
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -51,7 +51,7 @@ class CutMix(MixStrategy):
             "partner": draw_partner(len(x), generator, partner=self.partner),
         }
 
-    def mix(self, x: Tensor, y: Tensor, draws: Draws) -> Mixed:
+    def mix(self, x: Tensor, y: Tensor, draws: Draws, context: Context | None = None) -> Mixed:
         """Paste the box of each partner; see `MixStrategy.mix`."""
         partner, size = draws["partner"], (x.shape[2], x.shape[3])
         top, left, bottom, right = cut_box(size, draws["lam"], draws["centre"], rule=self.box)

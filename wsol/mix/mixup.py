@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from wsol.mix import MIXES
-from wsol.mix.base import Draws, Mixed, MixStrategy, Partner, check_options, draw_partner
+from wsol.mix.base import Context, Draws, Mixed, MixStrategy, Partner, check_options, draw_partner
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -42,7 +42,7 @@ class Mixup(MixStrategy):
             "partner": draw_partner(len(x), generator, partner=self.partner),
         }
 
-    def mix(self, x: Tensor, y: Tensor, draws: Draws) -> Mixed:
+    def mix(self, x: Tensor, y: Tensor, draws: Draws, context: Context | None = None) -> Mixed:
         """Add the batch and its partners; see `MixStrategy.mix`."""
         lam, partner = draws["lam"], draws["partner"]
         y_partner = y[partner]

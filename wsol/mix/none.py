@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from wsol.mix import MIXES
-from wsol.mix.base import Draws, Mixed, MixStrategy
+from wsol.mix.base import Context, Draws, Mixed, MixStrategy
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -23,7 +23,7 @@ class Unmixed(MixStrategy):
         """Draw nothing."""
         return {}
 
-    def mix(self, x: Tensor, y: Tensor, draws: Draws) -> Mixed:
+    def mix(self, x: Tensor, y: Tensor, draws: Draws, context: Context | None = None) -> Mixed:
         """Wrap the batch; see `MixStrategy.mix`."""
         whole = y.new_ones((1, 1, 1, 1)).expand(len(x), 1, *x.shape[2:])
         return Mixed(
