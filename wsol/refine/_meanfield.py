@@ -20,20 +20,23 @@ _Floats = NDArray[np.float32]
 _TILE = 128
 
 
-def mean_field(logits: _Floats, kernels: Sequence[Lattice], compat: Sequence[float], *, iterations: int) -> _Floats:
+def mean_field(unary: _Floats, kernels: Sequence[Lattice], compat: Sequence[float], *, iterations: int) -> _Floats:
     """Infer the marginals.
 
+    Besides the arguments and the result it holds N (C - 1) floats, twice S (C - 1) for the S points of all lattices,
+    and a copy of their corners and weights.
+
     Args:
-        logits: float32 (N, K): minus the unary energy of channels 1 to K, relative to that of channel 0.
+        unary: float32 (C, N) energies, C >= 2, finite.
         kernels: Filters of the N points; normalisation is part of their weights.
         compat: Potts weight of each kernel, at least 0.
         iterations: Number of updates after the start at the softmax of the unaries.
 
     Returns:
-        float32 (K + 1, N): marginals, summing to one over the channels.
+        float32 (C, N): marginals, summing to one over C.
     """
-    count, channels = logits.shape
-    width = lanes(channels)
+    logits = np.ascontiguousarray((unary[0] - unary[1:]).T)
+    width = lanes(logits.shape[1])
     # All lattices share one array of values; each has a row of zeros at its end for missing neighbours.
     starts = np.cumsum([0, *(lattice.size + 1 for lattice in kernels)])
     corners = np.concatenate([lattice.corners for lattice in kernels], axis=1)
@@ -42,16 +45,17 @@ def mean_field(logits: _Floats, kernels: Sequence[Lattice], compat: Sequence[flo
     corners += np.repeat(starts[:-1], axes).astype(np.uint32)
     # The weights act twice, in splat and slice.
     weights *= np.repeat(np.sqrt(compat), axes).astype(np.float32)
-    held = np.zeros((int(starts[-1]), channels), np.float32)
-    splat, spare = np.zeros_like(held), np.zeros_like(held)
-    marginals = np.empty((channels + 1, count), np.float32)
-    for iteration in range(iterations + 1):
-        _update(logits, corners, weights, held, splat, width, marginals, iteration == iterations)
+    held = np.zeros((int(starts[-1]), logits.shape[1]), np.float32)
+    splat = np.zeros_like(held)
+    for _ in range(iterations):
+        _update(logits, corners, weights, held, splat, width)
         held, splat = splat, held
+        for lattice, start, end in zip(kernels, starts, starts[1:], strict=False):
+            blur(lattice.neighbours, held[start:end], splat[start:end], width)
         splat[:] = 0
-        if iteration < iterations:
-            for lattice, start, end in zip(kernels, starts, starts[1:], strict=False):
-                blur(lattice.neighbours, held[start:end], spare[start:end], width)
+    del splat
+    marginals = np.empty(unary.shape, np.float32)
+    _finish(logits, corners, weights, held, width, marginals)
     return marginals
 
 
@@ -76,58 +80,77 @@ def _exp(x: Any) -> Any:
 
 @kernel
 def _update(
+    logits: _Floats, corners: NDArray[np.uint32], weights: _Floats, held: _Floats, splat: _Floats, width: Any
+) -> None:
+    """Slice the messages, take the softmax, and splat its differences to channel 0."""
+    state, base = np.empty((_TILE, len(width)), np.float32), np.empty(_TILE, np.float32)
+    for start in range(0, logits.shape[0], _TILE):
+        tile = min(_TILE, logits.shape[0] - start)
+        _softmax(start, tile, logits, corners, weights, held, width, state, base)
+        for x in range(tile):
+            point = start + x
+            for lane in range(len(width)):
+                state[x, lane] -= base[x]
+            for k in range(corners.shape[1]):
+                corner, weight = corners[point, k], weights[point, k]
+                for lane in range(len(width)):
+                    splat[corner, lane] += weight * state[x, lane]
+
+
+@kernel
+def _finish(
+    logits: _Floats, corners: NDArray[np.uint32], weights: _Floats, held: _Floats, width: Any, marginals: _Floats
+) -> None:
+    """Slice the messages, take the softmax, and store it."""
+    state, base = np.empty((_TILE, len(width)), np.float32), np.empty(_TILE, np.float32)
+    for start in range(0, logits.shape[0], _TILE):
+        tile = min(_TILE, logits.shape[0] - start)
+        _softmax(start, tile, logits, corners, weights, held, width, state, base)
+        for x in range(tile):
+            marginals[0, start + x] = base[x]
+        for lane in range(len(width)):
+            for x in range(tile):
+                marginals[lane + 1, start + x] = state[x, lane]
+
+
+@kernel
+def _softmax(
+    start: int,
+    tile: int,
     logits: _Floats,
     corners: NDArray[np.uint32],
     weights: _Floats,
     held: _Floats,
-    splat: _Floats,
     width: Any,
-    marginals: _Floats,
-    is_last: bool,
+    state: _Floats,
+    base: _Floats,
 ) -> None:
-    """Slice the messages, take the softmax, and splat its differences to channel 0 (or store it, at the end)."""
-    state, base = np.empty((_TILE, len(width)), np.float32), np.empty(_TILE, np.float32)
+    """Write the marginals of the points from `start` on to `state`, and those of channel 0 to `base`."""
     flat = state.reshape(-1)
-    for start in range(0, logits.shape[0], _TILE):
-        tile = min(_TILE, logits.shape[0] - start)
-        for x in range(tile):
-            point = start + x
+    for x in range(tile):
+        point = start + x
+        for lane in range(len(width)):
+            state[x, lane] = logits[point, lane]
+        for k in range(corners.shape[1]):
+            corner, weight = corners[point, k], weights[point, k]
             for lane in range(len(width)):
-                state[x, lane] = logits[point, lane]
-            for k in range(corners.shape[1]):
-                corner, weight = corners[point, k], weights[point, k]
-                for lane in range(len(width)):
-                    state[x, lane] += weight * held[corner, lane]
-        for x in range(tile):
-            highest = np.float32(0)
-            for lane in range(len(width)):
-                highest = max(highest, state[x, lane])
-            base[x] = -highest
-            for lane in range(len(width)):
-                state[x, lane] -= highest
-        for x in range(tile):
-            base[x] = _exp(base[x])
-        for i in range(tile * len(width)):
-            flat[i] = _exp(flat[i])
-        for x in range(tile):
-            total = base[x]
-            for lane in range(len(width)):
-                total += state[x, lane]
-            share = np.float32(1) / total
-            base[x] *= share
-            for lane in range(len(width)):
-                state[x, lane] *= share
-        if is_last:
-            for x in range(tile):
-                marginals[0, start + x] = base[x]
-                for lane in range(len(width)):
-                    marginals[lane + 1, start + x] = state[x, lane]
-        else:
-            for x in range(tile):
-                point = start + x
-                for lane in range(len(width)):
-                    state[x, lane] -= base[x]
-                for k in range(corners.shape[1]):
-                    corner, weight = corners[point, k], weights[point, k]
-                    for lane in range(len(width)):
-                        splat[corner, lane] += weight * state[x, lane]
+                state[x, lane] += weight * held[corner, lane]
+    for x in range(tile):
+        highest = np.float32(0)
+        for lane in range(len(width)):
+            highest = max(highest, state[x, lane])
+        base[x] = -highest
+        for lane in range(len(width)):
+            state[x, lane] -= highest
+    for x in range(tile):
+        base[x] = _exp(base[x])
+    for i in range(tile * len(width)):
+        flat[i] = _exp(flat[i])
+    for x in range(tile):
+        total = base[x]
+        for lane in range(len(width)):
+            total += state[x, lane]
+        share = np.float32(1) / total
+        base[x] *= share
+        for lane in range(len(width)):
+            state[x, lane] *= share
