@@ -13,7 +13,7 @@ from wsol.errors import ConfigError, ModelError
 from wsol.models.classifier import Classifier, load_classifier
 
 CNNS = ("test_resnet", "test_efficientnet", "resnet18", "small_swin")
-GRADIENT = ("gradcam", "gradcampp", "layercam")
+GRADIENT = ("gradcam", "gradcampp", "xgradcam", "layercam", "hirescam", "eigengradcam")
 
 
 def noise(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -76,6 +76,19 @@ def test_cam_refuses_other_heads(name):
         cams.create("cam", load_classifier(name, num_classes=3, img_size=64))
 
 
+def principal_component(features: np.ndarray, *, evidence: np.ndarray | None = None) -> np.ndarray:
+    """Power iteration on the covariance of the channels, instead of a singular value decomposition."""
+    points = features.reshape(len(features), -1).T
+    points = points - points.mean(axis=0)
+    direction = np.random.default_rng(0).normal(size=points.shape[1])
+    for _ in range(3000):
+        direction = points.T @ (points @ direction)
+        direction /= np.linalg.norm(direction)
+    plane = (points @ direction).reshape(features.shape[1:])
+    upside_down = plane.max() < -plane.min() if evidence is None else np.corrcoef(plane.flat, evidence.flat)[0, 1] < 0
+    return -plane if upside_down else plane
+
+
 def naive_gradient_map(known: Classifier, method: str, image: torch.Tensor, label: int, layer: str) -> np.ndarray:
     """One image, one class, the whole graph, loops over channels in float64."""
     seen = {}
@@ -92,11 +105,17 @@ def naive_gradient_map(known: Classifier, method: str, image: torch.Tensor, labe
         activation, gradient = activation.permute(2, 0, 1), gradient.permute(2, 0, 1)
     a, g = activation.double().numpy(), gradient.double().numpy()
     total = np.zeros(a.shape[1:])
+    if method == "eigengradcam":
+        return principal_component(a * g, evidence=(a * g).sum(axis=0)) * total.size
     for d in range(len(a)):
         if method == "gradcam":
             total += g[d].mean() * a[d]
         elif method == "layercam":
             total += np.maximum(g[d], 0) * a[d]
+        elif method == "hirescam":
+            total += g[d] * a[d]
+        elif method == "xgradcam":
+            total += (g[d] * a[d] / (a[d].sum() or 1)).sum() * a[d]
         else:
             alpha = np.zeros_like(g[d])
             for i, j in zip(*np.nonzero(g[d]), strict=True):
@@ -135,14 +154,36 @@ def test_gradient_methods_equal_full_graphs_one_by_one(method, name, layer):
             np.testing.assert_allclose(raw.values[at][k] / scale, expected / scale, rtol=0, atol=2e-4)
 
 
+@pytest.mark.parametrize("method", ["gradcam", "hirescam"])
 @pytest.mark.parametrize("name", ["test_resnet", "test_efficientnet"])
-def test_gradcam_before_a_pooled_linear_head_is_cam(name):
+def test_gradcam_before_a_pooled_linear_head_is_cam(name, method):
     known, images = random_model(name), noise(2, 3, 97, 161)
     ids = [[0, 4], [3, 2]]
     for ours, plain in zip(
-        cams.create("gradcam", known)(images, ids).values, cams.create("cam", known)(images, ids).values, strict=True
+        cams.create(method, known)(images, ids).values, cams.create("cam", known)(images, ids).values, strict=True
     ):
         torch.testing.assert_close(ours, plain, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(("name", "layer"), [("test_resnet", "layer3"), ("test_vit", None), ("test_convnext", None)])
+def test_eigencam_is_the_first_principal_component(name, layer):
+    known, images = random_model(name), noise(2, 3, 64, 96, seed=2)
+    layer = layer or known.layer
+    raw = cams.create("eigencam", known, layer=layer)(images, [[3, 1], [2]])
+    seen = {}
+    handle = known.module.get_submodule(layer).register_forward_hook(lambda m, a, out: seen.update(out=out))
+    with torch.no_grad():
+        known.module(images)
+    handle.remove()
+    for at, row in enumerate(raw.class_ids):
+        features = seen["out"][at].double().numpy()
+        if features.ndim == 2:
+            features = features[1:].T.reshape(-1, 4, 6)
+        expected = principal_component(features)
+        assert expected.max() >= -expected.min()
+        for k in range(len(row)):
+            scale = np.abs(expected).max()
+            np.testing.assert_allclose(raw.values[at][k] / scale, expected / scale, rtol=0, atol=2e-4)
 
 
 def test_a_layer_that_the_scores_do_not_see():
@@ -230,7 +271,8 @@ def test_rollout_is_a_product_of_matrices(name, size, fusion, discard, start):
             product = mixed if product is None else mixed @ product
         row = product[0] if name != "test_vit2" else product[prefix:].mean(axis=0)
         expected = row[prefix:].reshape(known.grid(*size))
-        np.testing.assert_allclose(raw.values[at][0], expected, rtol=2e-3, atol=1e-6)
+        # Rounding decides which of two nearly equal weights is left out.
+        np.testing.assert_allclose(raw.values[at][0], expected, rtol=5e-3, atol=1e-6)
 
 
 def test_class_attention_blocks_give_attention_but_no_rollout():

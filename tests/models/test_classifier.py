@@ -57,7 +57,17 @@ def test_registers_and_the_class_token():
     known = Classifier(registers(), input_size=(28, 42))
     assert (known.prefix_tokens, known.class_token, known.grid(28, 42)) == (5, True, (2, 3))
     assert known.attention == ("blocks.0.attn", "blocks.1.attn")
+    assert known.class_tokens == 1
     assert not load_classifier("test_vit2", img_size=64).class_token, "its head pools the patches"
+
+
+def test_the_distillation_token():
+    distilled = load_classifier("deit_tiny_distilled_patch16_224", num_classes=3, img_size=64)
+    assert (distilled.class_tokens, distilled.prefix_tokens, distilled.distillation_token) == (1, 2, True)
+    assert distilled.output_tokens == slice(0, 1)
+    assert load_classifier("test_vit2", num_classes=3, img_size=64).output_tokens == slice(1, None)
+    assert not Classifier(registers(), input_size=(28, 42)).distillation_token
+    assert not load_classifier("test_resnet", num_classes=3).distillation_token
 
 
 @pytest.mark.parametrize("size", [(97, 161), (96, 160), (33, 200)])

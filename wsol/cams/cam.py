@@ -1,8 +1,9 @@
 """CAM: the last features, weighed by the linear classifier that reads their average.
 
 Zhou, Khosla, Lapedriza, Oliva, Torralba, "Learning Deep Features for Discriminative Localization", CVPR 2016,
-https://arxiv.org/abs/1512.04150. Map of class c: M_c = sum_d w_cd F_d, so that mean(M_c) + bias_c is the logit. One
-forward pass, no gradient. The model must pool its last features evenly into one linear layer.
+https://arxiv.org/abs/1512.04150. Map of class c: M_c = sum_d w_cd F_d, so that mean(M_c) + bias_c is the logit, as in
+torchcam; pytorch-grad-cam does not have it. One forward pass, no gradient. The model must pool its last features
+evenly into one linear layer.
 """
 
 from __future__ import annotations

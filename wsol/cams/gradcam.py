@@ -2,7 +2,8 @@
 
 Selvaraju, Cogswell, Das, Vedantam, Parikh, Batra, "Grad-CAM: Visual Explanations from Deep Networks via
 Gradient-based Localization", ICCV 2017, https://arxiv.org/abs/1610.02391. Equations 1 and 2: a_d = mean of dy_c/dF_d,
-M_c = sum_d a_d F_d. The paper's final ReLU is left to the normalization of the maps.
+M_c = sum_d a_d F_d, as in pytorch-grad-cam and torchcam. The paper's final ReLU is left to the normalization of the
+maps.
 """
 
 from __future__ import annotations

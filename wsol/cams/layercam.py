@@ -2,7 +2,8 @@
 
 Jiang, Zhang, Hou, Cheng, Wei, "LayerCAM: Exploring Hierarchical Class Activation Maps for Localization", IEEE TIP 2021,
 https://mmcheng.net/mftp/Papers/21TIP_LayerCAM.pdf. Equations 6 to 8: M_c = sum_d relu(dy_c/dF_d) F_d, element by
-element. The paper's final ReLU is left to the normalization of the maps.
+element, as in pytorch-grad-cam and torchcam. The paper's final ReLU is left to the normalization of the maps. Several
+layers are fused by their mean; the paper and torchcam take the element-wise maximum (see `_layers.fuse`).
 """
 
 from __future__ import annotations

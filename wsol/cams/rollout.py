@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from wsol.cams import CAMS
-from wsol.cams._attention import AttentionMethod
-from wsol.errors import ConfigError, ModelError
+from wsol.cams._attention import AttentionMethod, check_start_layer, require_square
+from wsol.errors import ConfigError
 from wsol.models.classifier import Classifier
 
 
@@ -33,11 +33,9 @@ class Rollout(AttentionMethod):
     def check(self, classifier: Classifier) -> None:
         """Refuse models without attention over all tokens, and options out of range."""
         super().check(classifier)
-        count = len(classifier.attention)
         if not 0 <= self.discard_ratio < 1:
             raise ConfigError(f"discard_ratio must be in [0, 1), got {self.discard_ratio}", where="rollout")
-        if not 0 <= self.start_layer < count:
-            raise ConfigError(f"start_layer must be in [0, {count - 1}], got {self.start_layer}", where="rollout")
+        check_start_layer(classifier, self.start_layer)
 
     def blocks(self, classifier: Classifier) -> tuple[str, ...]:
         """Return the attention modules from the first block that takes part."""
@@ -45,8 +43,7 @@ class Rollout(AttentionMethod):
 
     def received(self, layers: Sequence[Tensor], start: Tensor) -> Tensor:
         """Return what each token gives to the output tokens (B, N)."""
-        if any(layer.shape[1] != layer.shape[2] for layer in layers):
-            raise ModelError("rollout needs blocks in which every token attends to every token", hint="use attention")
+        require_square(layers)
         given = start.expand(len(layers[0]), -1)
         for layer in reversed(layers):
             kept = self._discard(layer)

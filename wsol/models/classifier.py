@@ -9,6 +9,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from wsol.data.prompts import Prompts
 from wsol.data.transforms import Interpolation
 from wsol.errors import ModelError
 from wsol.models.build import build
@@ -50,7 +51,8 @@ class Classifier:
         layer: Dotted name of the target layer of gradient methods, or None.
         stride: Pixels between two grid positions.
         prefix_tokens: Class, distillation and register tokens before the patch tokens.
-        class_token: Whether the head reads the class token instead of a mean over patches.
+        class_tokens: Class tokens that the head reads, from the first on: one, or one a class; 0 for a mean over
+            patches.
         attention: Dotted names of the attention modules in order; empty for "cnn".
 
     Raises:
@@ -82,8 +84,26 @@ class Classifier:
         self._layout = find_layout(module, size=self.input_size)
         self.kind: Kind = self._layout.kind
         self.layer, self.stride, self.attention = self._layout.layer, self._layout.stride, self._layout.attention
-        self.prefix_tokens, self.class_token = self._layout.prefix_tokens, self._layout.class_token
+        self.prefix_tokens, self.class_tokens = self._layout.prefix_tokens, self._layout.class_tokens
         self._grids: dict[Size, Size] = {}
+
+    @property
+    def class_token(self) -> bool:
+        """Whether the head reads class tokens instead of a mean over patches."""
+        return self.class_tokens > 0
+
+    @property
+    def output_tokens(self) -> slice:
+        """The tokens that the head reads: the class tokens, or the patches for models that pool.
+
+        Of DeiT's distilled models the class token stands for both tokens, as usual in the literature.
+        """
+        return slice(0, self.class_tokens) if self.class_tokens else slice(self.prefix_tokens, None)
+
+    @property
+    def distillation_token(self) -> bool:
+        """Whether the second token is the distillation token of DeiT."""
+        return getattr(self.module, "dist_token", None) is not None
 
     @property
     def device(self) -> torch.device:
@@ -185,12 +205,13 @@ def load_classifier(
     num_classes: int | None = None,
     img_size: int | None = None,
     output_stride: int | None = None,
+    prompts: Prompts | None = None,
     device: str | torch.device = "cpu",
 ) -> Classifier:
     """Build a timm classifier, load its weights and put it into evaluation mode.
 
     Args:
-        name: timm model name; not needed when `checkpoint` is a run folder.
+        name: timm model name; not needed when `checkpoint` is a run folder. "clip:NAME" for an open_clip model.
         checkpoint: A weight file (safetensors, torch state dict), a run folder of `wsol train`, or "pip:PACKAGE".
         pretrained: Load timm's weights from the hub instead.
         num_classes: Outputs of the head; where the weights have another number, the head starts anew. By default
@@ -198,6 +219,7 @@ def load_classifier(
         img_size: Default side of the input in pixels.
         output_stride: 8 or 16 instead of a CNN's 32: dilation takes the place of the last strides, so the same weights
             give a grid of twice or four times the side (ResNets, EfficientNets, MobileNets and others of timm).
+        prompts: Texts of the classes, which a CLIP model needs.
         device: Where to put it.
 
     Returns:
@@ -206,6 +228,14 @@ def load_classifier(
     Raises:
         ModelError: When the model, the checkpoint or the network connection is not there, or does not fit.
     """
+    if name is not None and name.partition(":")[0] == "clip":
+        if prompts is None:
+            raise ModelError("a CLIP model needs texts", where=name, hint="prompts=Prompts(classes=..., texts=...)")
+        from wsol.models.clip_load import load_clip  # open_clip takes seconds
+
+        return load_clip(name, prompts, checkpoint=checkpoint, pretrained=pretrained, img_size=img_size, device=device)
+    import wsol.models.token_heads  # noqa: F401 (enters models into timm)
+
     card: ModelCard | None = None
     path = None if checkpoint is None else resolve(checkpoint)
     if path is not None and pretrained:
@@ -226,6 +256,7 @@ def load_classifier(
         )
         if path is not None:
             weights = align(read_weights(path), module)
+            weights = module.adapt(weights) if hasattr(module, "adapt") else weights
             size = head_size(weights, module)
             if num_classes is None and size != module.num_classes:
                 module.reset_classifier(size)

@@ -26,7 +26,8 @@ class Layout:
         features: Shape of the output of `forward_features` for one image of the default size.
         channels_last: Whether grids are (B, h, w, D).
         prefix_tokens: Class, distillation and register tokens before the patch tokens.
-        class_token: Whether the head reads the class token instead of a mean over patches.
+        class_tokens: Class tokens that the head reads, from the first on: one, or one a class; 0 for a mean over
+            patches.
         stride: Pixels between two grid positions.
         attention: Dotted names of the attention modules in order; empty for "cnn".
     """
@@ -36,7 +37,7 @@ class Layout:
     features: tuple[int, ...]
     channels_last: bool
     prefix_tokens: int
-    class_token: bool
+    class_tokens: int
     stride: int
     attention: tuple[str, ...]
 
@@ -61,14 +62,15 @@ def find_layout(module: Any, *, size: Size) -> Layout:
     ]
     channels_last = kind == "cnn" and getattr(module, "output_fmt", "NCHW") == "NHWC"
     rows = features.shape[1 if channels_last else 2]
-    class_token = prefix > 0 and getattr(module, "global_pool", "") == "token"
+    reads_one = prefix > 0 and getattr(module, "global_pool", "") == "token"
+    class_tokens = int(getattr(module, "num_class_tokens", reads_one))
     return Layout(
         kind=kind,
-        layer=layer if kind == "cnn" else _target_layer(module, layer, class_token=class_token),
+        layer=layer if kind == "cnn" else _target_layer(module, layer, class_token=class_tokens > 0),
         features=tuple(features.shape),
         channels_last=channels_last,
         prefix_tokens=prefix,
-        class_token=class_token,
+        class_tokens=class_tokens,
         stride=_reduction(module) or max(1, round(size[0] / rows)),
         attention=tuple(attention) if kind == "tokens" else (),
     )

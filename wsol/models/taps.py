@@ -104,6 +104,25 @@ def tap(
 
 
 @contextmanager
+def replaced(module: nn.Module, name: str, output: Callable[[], Tensor]) -> Iterator[None]:
+    """Let a sub-module give another output while the block runs.
+
+    Args:
+        module: Any module.
+        name: Dotted name of the sub-module; it still runs on its input.
+        output: Gives what the rest of the module sees instead.
+
+    Raises:
+        ModelError: When there is no such sub-module.
+    """
+    handle = find(module, name).register_forward_hook(lambda *_: output())
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+@contextmanager
 def evaluating(module: nn.Module) -> Iterator[None]:
     """Switch a module to evaluation while the block runs; every sub-module gets its own mode back."""
     training = [layer for layer in module.modules() if layer.training]
