@@ -26,7 +26,7 @@ def _verb(name: str, options: str, target: str) -> Callable[..., Any]:
 
 
 make_maps = _verb("make_maps", "wsol.engine.options:CamConfig", "wsol.engine.make_maps:make_maps")
-make_masks = _verb("make_masks", "wsol.engine.options:RefineConfig", "wsol.engine.make_masks:make_masks")
+make_masks = _verb("make_masks", "wsol.engine.refine_options:RefineConfig", "wsol.engine.make_masks:make_masks")
 train = _verb("train", "wsol.engine.train_options:TrainConfig", "wsol.engine.train:train")
 segment_train = _verb(
     "segment_train", "wsol.engine.segment_options:SegmentTrainConfig", "wsol.engine.segment:segment_train"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -50,6 +52,13 @@ def test_to_input_leaves_the_image_alone() -> None:
         ((1, 1000), {"img_size": 64, "resize": "keep", "stride": 16}, (16, 64)),
         ((1, 1), {"img_size": 50, "resize": "keep", "stride": 1}, (50, 50)),
         ((100, 50), {"img_size": 8, "resize": "keep", "stride": 16}, (16, 16)),
+        ((375, 500), {"resize": "native", "stride": 16}, (384, 512)),
+        ((150, 200), {"resize": "native", "stride": 16}, (160, 208)),
+        ((512, 384), {"resize": "native", "stride": 16}, (512, 384)),
+        ((1, 17), {"resize": "native", "stride": 16}, (16, 32)),
+        ((375, 500), {"resize": "native", "stride": 16, "img_size": 400}, (304, 400)),
+        ((500, 375), {"resize": "native", "stride": 16, "img_size": 600}, (512, 384)),
+        ((3, 5000), {"resize": "native", "stride": 14, "img_size": 28}, (14, 28)),
     ],
 )
 def test_input_size(size: tuple[int, int], options: dict, expected: tuple[int, int]) -> None:
@@ -67,8 +76,24 @@ def test_keep_rounds_to_the_nearest_stride(height: int, width: int, img_size: in
         assert found == stride or abs(found - side * scale) <= stride / 2 + 1e-6
 
 
+@given(st.integers(1, 3000), st.integers(1, 3000), st.integers(1, 40), st.none() | st.integers(1, 3000))
+def test_native_is_the_next_multiple_above(height: int, width: int, stride: int, limit: int | None) -> None:
+    found = input_size((height, width), img_size=limit, resize="native", stride=stride)
+    scale = min(1, Fraction(limit or 10**6, max(height, width)))
+    for side, wanted in zip(found, (height * scale, width * scale), strict=True):
+        assert side % stride == 0
+        assert 0 <= side - wanted < stride
+
+
 def test_input_size_refuses_nonsense() -> None:
-    for options in ({"img_size": 0}, {"img_size": 9, "stride": 0}, {"img_size": 9, "resize": "crop"}):
+    for options in (
+        {},
+        {"img_size": None, "resize": "keep"},
+        {"img_size": 0, "resize": "native"},
+        {"img_size": 0},
+        {"img_size": 9, "stride": 0},
+        {"img_size": 9, "resize": "crop"},
+    ):
         with pytest.raises(ConfigError):
             input_size((5, 5), **options)
     with pytest.raises(ConfigError, match="interpolation"):

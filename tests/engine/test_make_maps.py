@@ -243,12 +243,12 @@ def test_a_full_disk_ends_the_job_with_one_line_and_it_can_be_continued(photos, 
 SHAPES = st.lists(st.tuples(st.integers(1, 90), st.integers(1, 90)), min_size=1, max_size=30)
 
 
-@given(SHAPES, st.integers(1, 5), st.booleans())
-def test_a_plan_holds_every_image_once_in_batches_of_one_shape(sizes, batch_size, squash):
+@given(SHAPES, st.integers(1, 5), st.sampled_from(["squash", "keep", "native"]))
+def test_a_plan_holds_every_image_once_in_batches_of_one_shape(sizes, batch_size, resize):
     from wsol.data.transforms import input_size
 
     def shape(size, scale):
-        return input_size(size, img_size=64, resize="squash" if squash else "keep", stride=32)
+        return input_size(size, img_size=64, resize=resize, stride=32)
 
     samples = [Sample(id=str(at), image=Path("x"), size=size) for at, size in enumerate(sizes)]
     plan = plan_batches(samples, shape, batch_size)

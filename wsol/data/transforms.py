@@ -14,30 +14,40 @@ from wsol.errors import ConfigError
 from wsol.schema import IGNORE
 
 Interpolation = Literal["bilinear", "bicubic"]
-Resize = Literal["squash", "keep"]
+Resize = Literal["squash", "keep", "native"]
 Size = tuple[int, int]
 _FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 _PADDING = (124, 116, 104)  # the mean colour of ImageNet: near zero after normalization
 
 
-def input_size(size: Size, *, img_size: int, resize: Resize = "squash", stride: int = 1) -> Size:
+def input_size(size: Size, *, img_size: int | None = None, resize: Resize = "squash", stride: int = 1) -> Size:
     """Return the (h, w) at which a network sees an image.
 
     Args:
         size: (H, W) of the image.
-        img_size: Side of the input (squash), or its longer side (keep).
-        resize: "squash" to img_size x img_size, or "keep" the aspect ratio.
-        stride: With "keep", each side becomes the nearest multiple of it, at least one.
+        img_size: Side of the input (squash), its longer side (keep), or the most that the image's longer side may
+            have (native; without it the image keeps its own size).
+        resize: "squash" to img_size x img_size, "keep" the aspect ratio, or stay at the image's "native" size.
+        stride: With "keep", each side becomes the nearest multiple of it, at least one; with "native", the next
+            multiple above.
 
     Raises:
         ConfigError: On an unknown rule or a size below 1.
     """
-    if img_size < 1 or stride < 1 or min(size) < 1:
+    if stride < 1 or min(size) < 1 or (img_size is not None and img_size < 1):
         raise ConfigError(f"sizes must be positive, got img_size={img_size}, stride={stride}, image {size}")
+    if resize == "native":
+        longest = max(size)
+        side = longest if img_size is None else min(img_size, longest)
+        # In integers: 500 * (400 / 500) is a little more than 400.
+        height, width = (-(-length * side // (longest * stride)) * stride for length in size)
+        return height, width
+    if img_size is None:
+        raise ConfigError(f"resize rule '{resize}' needs a size", hint="give img_size")
     if resize == "squash":
         return img_size, img_size
     if resize != "keep":
-        raise ConfigError(f"unknown resize rule '{resize}'", hint="choose from keep, squash")
+        raise ConfigError(f"unknown resize rule '{resize}'", hint="choose from keep, native, squash")
     scale = img_size / max(size)
     height, width = (max(1, math.floor(side * scale / stride + 0.5)) * stride for side in size)
     return height, width

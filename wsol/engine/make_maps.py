@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,19 +17,20 @@ from torch.utils.data import Dataset as TorchDataset
 from wsol import cams, data
 from wsol.cams.tta import multi_scale, select_classes
 from wsol.data.images import image_size, read_image
+from wsol.data.prompts import load_prompts
 from wsol.data.transforms import Interpolation, input_size, to_input
 from wsol.engine.device import resolve_device
+from wsol.engine.map_writer import Computed, MapWriter
 from wsol.engine.options import CamConfig
 from wsol.engine.outcome import Outcome, log_to, say_failures
 from wsol.engine.progress import track
 from wsol.engine.sharding import resolve_shard
-from wsol.errors import ModelError, StoreError, WsolError
+from wsol.errors import ConfigError, ModelError, WsolError
 from wsol.models.classifier import Classifier, load_classifier
-from wsol.ops.normalize import minmax, relu_max
-from wsol.schema import Sample, ScoreMaps
+from wsol.schema import DatasetSpec, Sample
 from wsol.store.manifest import Manifest, finished
-from wsol.store.maps import read_maps, write_maps
-from wsol.store.runs import open_run
+from wsol.store.maps import read_maps
+from wsol.store.runs import file_hash, open_run
 
 _log = logging.getLogger("wsol")
 
@@ -76,7 +78,7 @@ class _Batches(TorchDataset[_Loaded]):
 class _InputFacts:
     """What the reading processes must know of the model."""
 
-    img_size: int
+    img_size: int | None
     resize: str
     stride: int
     mean: tuple[float, ...]
@@ -84,9 +86,16 @@ class _InputFacts:
     interpolation: Interpolation
 
     def shape(self, size: tuple[int, int], scale: float) -> tuple[int, int]:
-        nearest = max(self.stride, round(self.img_size * scale / self.stride) * self.stride)
-        side = self.img_size if scale == 1 else nearest
+        if self.resize == "native":
+            # Other scales start from the size at 1, so that images of one shape there have one shape everywhere.
+            height, width = input_size(size, img_size=self.img_size, resize="native", stride=self.stride)
+            return (self._scaled(height, scale), self._scaled(width, scale)) if scale != 1 else (height, width)
+        side = int(self.img_size or 0)
+        side = side if scale == 1 else self._scaled(side, scale)
         return input_size(size, img_size=side, resize=self.resize, stride=self.stride)  # type: ignore[arg-type]
+
+    def _scaled(self, side: int, scale: float) -> int:
+        return max(1, round(side * scale / self.stride)) * self.stride
 
 
 def make_maps(config: CamConfig) -> Outcome:
@@ -105,18 +114,11 @@ def make_maps(config: CamConfig) -> Outcome:
     shard = resolve_shard(config.shard)
     device = resolve_device(config.device)
     dataset = data.load(config.data, root=config.root, split=config.split, limit=config.limit, **config.data_options)
-    classifier = load_classifier(
-        config.model,
-        checkpoint=config.checkpoint,
-        pretrained=config.pretrained,
-        img_size=config.img_size,
-        output_stride=config.output_stride,
-        device=device,
-    )
+    classifier = load_model(config, dataset.spec, device)
     _check_classes(config, len(dataset.spec.classes), classifier)
     method = cams.create(config.method, classifier, **config.options)
     facts = _InputFacts(
-        img_size=config.img_size or classifier.input_size[0],
+        img_size=config.img_size or (None if config.resize == "native" else classifier.input_size[0]),
         resize=config.resize,
         stride=classifier.stride,
         mean=tuple(classifier.mean),
@@ -131,6 +133,7 @@ def make_maps(config: CamConfig) -> Outcome:
             config=config,
             dataset=dataset.spec,
             device=str(device),
+            inputs=_inputs(config),
             overwrite=config.overwrite,
             shard=shard,
         ) as run,
@@ -141,20 +144,11 @@ def make_maps(config: CamConfig) -> Outcome:
         done = finished(config.out, lambda image_id: read_maps(config.out, image_id))
         pending = [batch for batch in plan[shard[0] :: shard[1]] if any(sample.id not in done for sample in batch)]
         outcome = Outcome(skipped=sum(len(batch) for batch in plan[shard[0] :: shard[1]]) - _count(pending))
-        with track(_count(pending), f"maps ({config.method})", quiet=config.quiet) as tracker:
+        writer = MapWriter(config, manifest, outcome, done)
+        with track(_count(pending), f"maps ({config.method})", quiet=config.quiet) as tracker, writer:
             for loaded in _load(_Batches(pending, config, facts), config.workers, device):
-                for image_id, reason in loaded.failed:
-                    manifest.failed(image_id, reason)
-                    outcome.failures[image_id] = reason
-                    if config.fail_fast:
-                        raise StoreError(reason, hint="without --fail-fast the other images go on")
-                for maps in _maps_of_batch(loaded, config, method, classifier, device):
-                    if maps.id in done:
-                        outcome.skipped += 1
-                        continue
-                    size = write_maps(config.out, maps)
-                    manifest.done(maps.id, classes=maps.class_ids.tolist(), bytes=size)
-                    outcome.done += 1
+                computed, failed = _compute(loaded, config, method, device)
+                writer.put(computed, {**dict(loaded.failed), **failed})
                 tracker.advance(len(loaded.samples) + len(loaded.failed))
         run.facts.update(outcome.facts(), layer=classifier.layer, stride=classifier.stride)
         say_failures(outcome)
@@ -179,7 +173,7 @@ def plan_batches(
     Returns:
         Batches, ordered by their first image.
     """
-    squashed = shape((3, 5), 1.0) == shape((5, 3), 1.0)
+    squashed = shape((1, 4096), 1.0) == shape((4096, 1), 1.0)
     open_batches: dict[tuple[int, int], list[Sample]] = {}
     batches: list[list[Sample]] = []
     for sample in samples:
@@ -197,41 +191,63 @@ def plan_batches(
     return batches
 
 
-def _maps_of_batch(
-    loaded: _Loaded, config: CamConfig, method: Any, classifier: Classifier, device: torch.device
-) -> Iterator[ScoreMaps]:
+def load_model(config: CamConfig, spec: DatasetSpec, device: torch.device) -> Classifier:
+    """Load the classifier of `wsol cam`: a trained one, or CLIP with the texts of the data set's classes.
+
+    Raises:
+        ConfigError: When an option does not go with the model, or the texts lack a class.
+        ModelError: When the model cannot be loaded.
+    """
+    if (config.model or "").partition(":")[0] != "clip":
+        if config.prompts is not None:
+            raise ConfigError("only a text-driven model takes --prompts", hint="give --model clip:NAME")
+        return load_classifier(
+            config.model,
+            checkpoint=config.checkpoint,
+            pretrained=config.pretrained,
+            img_size=config.img_size,
+            output_stride=config.output_stride,
+            device=device,
+        )
+    if config.output_stride is not None:
+        raise ConfigError("--output-stride dilates CNNs; CLIP's image tower is a transformer")
+    from wsol.models.clip_load import load_clip  # open_clip takes seconds
+
+    return load_clip(
+        str(config.model),
+        load_prompts(config.prompts, spec),
+        checkpoint=config.checkpoint,
+        pretrained=config.pretrained,
+        img_size=config.img_size,
+        device=device,
+    )
+
+
+def _compute(
+    loaded: _Loaded, config: CamConfig, method: Any, device: torch.device
+) -> tuple[list[Computed], dict[str, str]]:
+    """Return the raw maps of a batch, and why images have none."""
     if not loaded.samples:
-        return
+        return [], {}
     labels = [sample.labels for sample in loaded.samples]
     tensors = {scale: torch.from_numpy(array).to(device, non_blocking=True) for scale, array in loaded.inputs.items()}
-    with torch.autocast(device.type, dtype=torch.bfloat16, enabled=config.amp):
-        raw = multi_scale(
-            method,
-            lambda scale: tensors[scale],
-            lambda logits: select_classes(logits, config.classes, labels),
-            scales=config.scales,
-            flip=config.flip,
-        )
-    logits = raw.logits.float().cpu().numpy()
-    for at, (sample, size) in enumerate(zip(loaded.samples, loaded.sizes, strict=True)):
-        values = raw.values[at].float().cpu().numpy()
-        values = minmax(values) if config.normalize == "minmax" else relu_max(values)
-        maps = ScoreMaps(
-            id=sample.id,
-            values=values.astype(np.float16),
-            class_ids=np.asarray(raw.class_ids[at], dtype=np.int16),
-            image_size=size,
-            logits=logits[at],
-        )
-        if config.store == "image":
-            maps = ScoreMaps(
-                id=maps.id,
-                values=np.clip(maps.at_image_size(), 0, 1).astype(np.float16),
-                class_ids=maps.class_ids,
-                image_size=size,
-                logits=maps.logits,
+    try:
+        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=config.amp):
+            raw = multi_scale(
+                method,
+                lambda scale: tensors[scale],
+                lambda logits: select_classes(logits, config.classes, labels),
+                scales=config.scales,
+                flip=config.flip,
             )
-        yield maps
+    except torch.OutOfMemoryError:
+        height, width = loaded.inputs[config.scales[0]].shape[-2:]
+        reason = f"not enough memory for {len(labels)} x {height} x {width} pixels (smaller --img-size, --batch-size)"
+        return [], {sample.id: reason for sample in loaded.samples}
+    logits = raw.logits.float().cpu().numpy()
+    values = [maps.float().cpu().numpy() for maps in raw.values]
+    images = zip(loaded.samples, loaded.sizes, values, raw.class_ids, logits, strict=True)
+    return [Computed(*image) for image in images], {}
 
 
 def _load(batches: _Batches, workers: int, device: torch.device) -> Iterator[_Loaded]:
@@ -243,6 +259,11 @@ def _load(batches: _Batches, workers: int, device: torch.device) -> Iterator[_Lo
         multiprocessing_context="spawn" if workers and device.type == "cuda" else None,
     )
     return iter(loader)
+
+
+def _inputs(config: CamConfig) -> dict[str, str]:
+    path = Path(config.prompts).expanduser() if config.prompts else None
+    return {str(config.prompts): file_hash(path)} if path and path.is_file() else {}
 
 
 def _count(batches: Sequence[Sequence[Sample]]) -> int:

@@ -44,11 +44,13 @@ class CamConfig(JobOptions):
     data_options: Mapping[str, Any] = field(default_factory=dict)
     """Options of the data set."""
     model: str | None = None
-    """timm model name; not needed when --checkpoint is a run of wsol train."""
+    """timm model name, or clip:NAME with open_clip's name; not needed when --checkpoint is a run of wsol train."""
     checkpoint: str | None = None
     """Weights: a file, a run folder of wsol train, or pip:PACKAGE for weights that a package ships."""
     pretrained: bool = False
-    """Load timm's pretrained weights from the hub."""
+    """Load pretrained weights from the hub."""
+    prompts: str | None = None
+    """Texts of a CLIP model: voc, coco, or a YAML file; default: those of the data set, see wsol cam clip-prompts."""
     method: str = "cam"
     """Map method."""
     options: Mapping[str, Any] = field(default_factory=dict)
@@ -56,9 +58,11 @@ class CamConfig(JobOptions):
     classes: Literal["labels", "top1", "top5", "all"] = "labels"
     """Which maps to make: the image's labels, the predicted classes, or every class."""
     img_size: int | None = None
-    """Side of the network's input in pixels (long side with --resize keep); default: the model's own."""
-    resize: Literal["squash", "keep"] = "squash"
-    """squash: img_size x img_size; keep: long side img_size, aspect kept up to the network's stride."""
+    """Side of the network's input in pixels (long side with --resize keep, its limit with native); default: the
+    model's own (native: no limit)."""
+    resize: Literal["squash", "keep", "native"] = "squash"
+    """squash: img_size x img_size; keep: long side img_size, aspect kept up to the network's stride; native: the
+    image's own size, rounded up to the stride."""
     output_stride: int | None = None
     """8 or 16: dilate a CNN for maps of twice or four times the side, with the same weights."""
     scales: tuple[float, ...] = (1.0,)
