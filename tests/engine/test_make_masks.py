@@ -1,13 +1,15 @@
 from __future__ import annotations
 
 import json
+import logging
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 from pycocotools.coco import COCO
 
-from wsol import data
+from wsol import data, refine
 from wsol.config import config_hash
 from wsol.engine.make_masks import make_masks
 from wsol.engine.options import CamConfig
@@ -66,6 +68,55 @@ def test_background_rules_and_ignored_pixels(maps_run, tmp_path):
     assert read_mask(tmp_path / "alpha", "cat/0.png").labels[5, 40] == 2
     make_masks(config(maps_run, tmp_path / "sure", background=0.3, min_confidence=0.8))
     assert set(np.unique(read_mask(tmp_path / "sure", "cat/0.png").labels)) == {1, 255}
+
+
+def test_background_of_each_image_and_two_thresholds(maps_run, tmp_path):
+    make_masks(config(maps_run, tmp_path / "otsu", background="otsu"))
+    assert read_mask(tmp_path / "otsu", "cat/0.png").labels[5, [2, 25, 40]].tolist() == [1, 0, 2]
+    make_masks(config(maps_run, tmp_path / "two", background=0.7, background_low=0.3))
+    assert read_mask(tmp_path / "two", "cat/0.png").labels[5, [2, 25, 40]].tolist() == [1, 0, 255]
+
+
+def test_a_chain_equals_its_refiners_one_by_one(maps_run, tmp_path):
+    options = {"pamr": {"iterations": 2}, "densecrf": {"preset": "irn"}}
+    make_masks(config(maps_run, tmp_path / "out", method="pamr,densecrf", options=options, background=0.3))
+    maps, sample = read_maps(maps_run, "cat/1.png"), np.asarray(Image.open(maps_run.parent / "photos/cat/1.png"))
+    scores = refine.with_background(maps.at_image_size(), background=0.3)
+    scores = refine.create("pamr", iterations=2)(sample, scores)
+    labels, _ = refine.to_labels(refine.create("densecrf", preset="irn")(sample, scores), [0, 1])
+    assert (read_mask(tmp_path / "out", "cat/1.png").labels == labels).all()
+
+
+def test_saliency_goes_to_the_completion(maps_run, tmp_path):
+    for name, height in (("cat/0.png", 30), ("dog/1", 31)):  # one named after the id, one after the id less its suffix
+        saliency = np.zeros((height, 41), np.uint8)
+        saliency[:, :30] = 200
+        path = tmp_path / "saliency" / f"{name}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(saliency).save(path)
+    Image.new("L", (40, 30)).save(tmp_path / "saliency" / "cat" / "1.png")
+    changes = {"method": "getam_completion", "saliency": tmp_path / "saliency", "background": 0.3}
+    outcome = make_masks(config(maps_run, tmp_path / "out", **changes))
+    assert outcome.done == 2
+    assert "expected saliency of 31x41 pixels, got 30x40" in outcome.failures["cat/1.png"]
+    assert "no such image" in outcome.failures["cat/2.png"]
+    for name in ("cat/0.png", "dog/1.png"):
+        assert read_mask(tmp_path / "out", name).labels[5, [2, 25, 40]].tolist() == [1, 255, 0]
+
+
+def test_classes_without_a_pixel_are_named_and_counted(maps_run, tmp_path, caplog):
+    Image.new("RGB", (41, 29)).save(maps_run.parent / "photos/dog/1.png")
+    with caplog.at_level("INFO", logger="wsol"):
+        logging.getLogger("wsol").addHandler(caplog.handler)
+        outcome = make_masks(config(maps_run, tmp_path / "out", background=0.7))
+        logging.getLogger("wsol").removeHandler(caplog.handler)
+    rows = read_rows(tmp_path / "out")
+    assert rows["cat/0.png"]["vanished"] == [1]
+    assert "the maps are of an image 31x41, the file holds 29x41 pixels" in outcome.failures["dog/1.png"]
+    assert "5 classes got no pixel, in 5 images" in caplog.text
+    assert json.loads((tmp_path / "out" / "run.json").read_text())["facts"]["vanished"] == 5
+    make_masks(config(maps_run, tmp_path / "kept", background=0.3))
+    assert "vanished" not in read_rows(tmp_path / "kept")["cat/0.png"]
 
 
 def test_refined_scores_are_maps_again(maps_run, tmp_path):
@@ -131,6 +182,8 @@ def test_more_classes_than_a_byte_can_name(tmp_path):
     assert read_rows(tmp_path / "out")["000/a.png"]["classes"] == [299, 3]
     found = json.loads((tmp_path / "out" / "pseudo.coco.json").read_text())
     assert [item["category_id"] for item in found["annotations"]] == [300, 4]
+    make_masks(config(tmp_path / "maps", tmp_path / "high", limit=1, background=0.85))
+    assert read_rows(tmp_path / "high")["000/a.png"]["vanished"] == [3]
 
 
 @pytest.mark.parametrize(
@@ -140,6 +193,11 @@ def test_more_classes_than_a_byte_can_name(tmp_path):
         ({"options": {"x": 1}}, ConfigError, "unknown option 'x'"),
         ({"background": None}, ConfigError, "--background or --alpha"),
         ({"min_confidence": 2.0}, ConfigError, "--min-confidence"),
+        ({"method": "pamr,densecrff"}, ConfigError, "did you mean 'densecrf'"),
+        ({"method": "pamr,densecrf", "options": {"iterations": 1}}, ConfigError, "not in 'pamr,densecrf'"),
+        ({"saliency": Path()}, ConfigError, "'threshold' does not use --saliency"),
+        ({"background_low": 0.3}, ConfigError, r"--background-low must lie in \[0, 0.25\)"),
+        ({"background_low": 0.1, "alpha": 4.0}, ConfigError, "not with --alpha"),
     ],
 )
 def test_mistakes(maps_run, tmp_path, changes, kind, message):

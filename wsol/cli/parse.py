@@ -54,7 +54,7 @@ def parse(kind: type[T], argv: Sequence[str], *, prog: str, choices: Sequence[Ch
         elif given:
             raise ConfigError(f"'{name}' has no options", where=options_field)
     parsed = _call_tyro(kind, defaults, methods, words, prog)
-    own = {field: _changed(parsed[field], chosen) for field, (chosen, _) in methods.items()}
+    own = {field: _changed(parsed[field], chosen()) for field, (chosen, _) in methods.items()}
     config: T = dataclasses.replace(parsed["config"], **own)
     if show:
         sys.stdout.write(dump_yaml(config))
@@ -131,10 +131,16 @@ def _default(item: dataclasses.Field[Any]) -> Any:
     return tyro.MISSING
 
 
-def _changed(options: Any, chosen: type[Any]) -> dict[str, Any]:
+def _changed(options: Any, plain: Any) -> dict[str, Any]:
     """Keep only what differs from the method's defaults, so that a config file says what was chosen."""
-    plain = chosen()
-    return {name: value for name, value in to_dict(options).items() if value != to_dict(plain)[name]}
+    found, usual = {}, to_dict(plain)
+    for name, value in to_dict(options).items():
+        inner = getattr(options, name)
+        if dataclasses.is_dataclass(inner):
+            value, usual[name] = _changed(inner, getattr(plain, name)), {}
+        if value != usual[name]:
+            found[name] = value
+    return found
 
 
 def _doc(kind: type[Any]) -> str:
@@ -157,7 +163,16 @@ def _one_line(complaint: str, root: type[Any], prog: str) -> tuple[str]:
 def _flags(root: type[Any]) -> list[str]:
     names = []
     for item in dataclasses.fields(root):
-        kind: Any = item.default
         prefix = "" if item.name == "config" else f"{item.name}."
-        names += [f"--{prefix}{field.name}".replace("_", "-") for field in dataclasses.fields(kind)]
+        names += [f"--{prefix}{name}".replace("_", "-") for name in _paths(item.default)]
     return [*names, "--config", "--print-config"]
+
+
+def _paths(options: Any) -> list[str]:
+    """Name every field of a dataclass, with dots into the dataclasses that it holds."""
+    names = []
+    for item in dataclasses.fields(options):
+        value = getattr(options, item.name)
+        inner = _paths(value) if dataclasses.is_dataclass(value) else []
+        names += [f"{item.name}.{name}" for name in inner] or [item.name]
+    return names

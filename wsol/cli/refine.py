@@ -1,16 +1,27 @@
-"""`wsol refine`: turn score maps into pseudo-masks."""
+"""`wsol refine`: turn score maps into pseudo-masks; --sweep, train-affinity and instances belong to it."""
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Sequence
 
 from wsol.cli.parse import parse
-from wsol.engine.make_masks import make_masks
 from wsol.engine.refine_options import RefineConfig
-from wsol.refine import REFINERS
+from wsol.refine import option_type
+
+_ACTIONS = {"train-affinity": "wsol.cli.train_affinity", "instances": "wsol.cli.instances"}
+_METHOD = ("method", "options", option_type)
 
 
 def run(argv: Sequence[str]) -> int:
     """Parse the flags and write the masks; return the exit status."""
-    config = parse(RefineConfig, argv, prog="wsol refine", choices=[("method", "options", REFINERS.get)])
-    return make_masks(config).status
+    if argv and argv[0] in _ACTIONS:
+        return int(importlib.import_module(_ACTIONS[argv[0]]).run(argv[1:]))
+    if "--sweep" in argv:
+        from wsol.engine.sweep_masks import SweepConfig, sweep_masks
+
+        rest = [word for word in argv if word != "--sweep"]
+        return sweep_masks(parse(SweepConfig, rest, prog="wsol refine --sweep", choices=[_METHOD])).status
+    from wsol.engine.make_masks import make_masks
+
+    return make_masks(parse(RefineConfig, argv, prog="wsol refine", choices=[_METHOD])).status

@@ -8,20 +8,17 @@ dilations; every iteration replaces a score by its mean under these affinities. 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn import functional
 
-from wsol.errors import ConfigError, DataError
 from wsol.refine import REFINERS
+from wsol.refine._dilated import DILATIONS, average, check_arguments, check_options, neighbours
 from wsol.refine.base import check_inputs
-
-_STEPS = tuple((dy, dx) for dy in (-1, 0, 1) for dx in (-1, 0, 1) if dy or dx)
 
 
 @REFINERS.register("pamr")
@@ -36,11 +33,11 @@ class PAMR:
     """
 
     iterations: int = 10
-    dilations: tuple[int, ...] = (1, 2, 4, 8, 12, 24)
+    dilations: tuple[int, ...] = DILATIONS
     device: str = "cpu"
 
     def __post_init__(self) -> None:
-        _check_options(self.iterations, self.dilations)
+        check_options(self.iterations, self.dilations)
 
     def __call__(self, image: NDArray[np.uint8], scores: NDArray[np.float32]) -> NDArray[np.float32]:
         """Return the averaged scores, whose sum over C stays; see `wsol.refine.base.Refiner`."""
@@ -58,7 +55,7 @@ def pamr(
     masks: Tensor,
     *,
     iterations: int = 10,
-    dilations: Sequence[int] = (1, 2, 4, 8, 12, 24),
+    dilations: Sequence[int] = DILATIONS,
 ) -> Tensor:
     """Refine a batch of masks; no gradient flows.
 
@@ -75,21 +72,12 @@ def pamr(
         ConfigError: When an option is out of range.
         DataError: When the sizes differ.
     """
-    _check_options(iterations, dilations)
-    if (
-        images.ndim != 4
-        or masks.ndim != 4
-        or images.shape[::2] != masks.shape[::2]
-        or images.shape[3] != masks.shape[3]
-    ):
-        raise DataError(f"expected images (B, 3, H, W) and masks (B, C, H, W), got {images.shape} and {masks.shape}")
+    check_options(iterations, dilations)
+    check_arguments(images, masks)
     affinities = _affinities(images.float(), dilations)
     refined = masks.to(torch.float32, copy=True)
     for _ in range(iterations):
-        average = torch.zeros_like(refined)
-        for affinity, neighbour in zip(affinities, _neighbours(refined, dilations), strict=True):
-            average.addcmul_(affinity, neighbour)
-        refined = average
+        refined = average(refined, affinities, dilations)
     return refined
 
 
@@ -97,7 +85,7 @@ def _affinities(images: Tensor, dilations: Sequence[int]) -> list[Tensor]:
     """Return one (B, 1, H, W) weight a neighbour, summing to one."""
     # Differences to the centre shift the mean but not the deviation, and are exact for integer images.
     total, squares = torch.zeros_like(images), torch.zeros_like(images)
-    for neighbour in _neighbours(images, dilations):
+    for neighbour in neighbours(images, dilations):
         difference = neighbour - images
         total += difference
         squares.addcmul_(difference, difference)
@@ -105,26 +93,9 @@ def _affinities(images: Tensor, dilations: Sequence[int]) -> list[Tensor]:
     deviation = ((squares - total.square() / taps).clamp_(min=0) / (taps - 1)).sqrt_()
     sharpness = 1 / (images.shape[1] * (1e-8 + 0.1 * deviation))
     affinities = []
-    for neighbour in _neighbours(images, dilations):
+    for neighbour in neighbours(images, dilations):
         distance = (neighbour - images).abs_().mul_(sharpness).sum(dim=1, keepdim=True)
         # Never below exp(-75), as no difference exceeds 7.5 deviations: the softmax needs no shift.
         affinities.append(distance.neg_().exp_())
     norm = torch.stack([affinity.sum(dim=1, keepdim=True) for affinity in affinities]).sum(dim=0)
     return [affinity.div_(norm) for affinity in affinities]
-
-
-def _neighbours(values: Tensor, dilations: Sequence[int]) -> Iterator[Tensor]:
-    """Yield views of (B, C, H, W) shifted to each neighbour, the border repeated."""
-    height, width, border = values.shape[2], values.shape[3], max(dilations)
-    padded = functional.pad(values, [border] * 4, mode="replicate")
-    for dilation in dilations:
-        for dy, dx in _STEPS:
-            top, left = border + dy * dilation, border + dx * dilation
-            yield padded[:, :, top : top + height, left : left + width]
-
-
-def _check_options(iterations: int, dilations: Sequence[int]) -> None:
-    if iterations < 0:
-        raise ConfigError(f"must be at least 0, got {iterations}", where="iterations")
-    if not dilations or min(dilations) < 1:
-        raise ConfigError(f"must be positive distances, got {tuple(dilations)}", where="dilations")
