@@ -27,56 +27,38 @@ ilsvrc() {
 
 head_of() { # NAME DATA ROOT FLAGS...: a linear head on frozen lite0 features
   local name=$1 set=$2 root=$3; shift 3
-  wsol train --data "$set" --root "$root" "${lite0[@]}" --freeze-backbone --resize squash --hflip 0 --opt sgd --lr 3 \
-    --weight-decay 1e-4 --batch-size 32 --out "$out/$name-head" "${quiet[@]}" "$@"
-}
-
-accuracy() { # MAPS: mAP of the logits that a run of wsol cam stored
-  python - "$1" <<'PY'
-import sys
-from pathlib import Path
-
-import numpy as np
-from wsol.engine.make_masks import dataset_of_run
-from wsol.engine.scores import mean_average_precision
-from wsol.store.maps import read_maps
-
-run = Path(sys.argv[1])
-dataset = dataset_of_run(run)
-logits = np.stack([read_maps(run, sample.id).logits for sample in dataset])
-targets = np.zeros_like(logits)
-for row, sample in zip(targets, dataset):
-    row[list(sample.labels)] = 1
-print(f"mAP {mean_average_precision(logits, targets):.2f} on '{dataset.spec.split}', n = {len(dataset)}")
-PY
+  wsol train --data "$set" --root "$root" "${lite0[@]}" --linear-probe --out "$out/$name-head" "${quiet[@]}" "$@"
 }
 
 voc() {
-  head_of voc voc "$data/VOCdevkit" --split train --img-size 384 --epochs 10
+  head_of voc voc "$data/VOCdevkit" --split train --val-split val --img-size 384
   for split in train val; do
     wsol cam --data voc --root "$data/VOCdevkit" --split "$split" --checkpoint "$out/voc-head" --out "$out/voc-$split" "${quiet[@]}"
     wsol cam --data voc --root "$data/VOCdevkit" --split "$split" --checkpoint "$out/voc-head" --img-size 512 --resize keep \
       --output-stride 16 --flip --out "$out/voc-$split-best" "${quiet[@]}"
   done
-  accuracy "$out/voc-val"
   for kind in "" -best; do
     wsol eval seg --pred "$out/voc-train$kind" --out "$out/voc-train$kind-seg"
     wsol eval seg --pred "$out/voc-val$kind" --threshold-from "$out/voc-train$kind-seg/metrics.json" --out "$out/voc-val$kind-seg"
   done
-  for method in pamr densecrf; do
-    wsol refine --maps "$out/voc-val-best" --method "$method" --background 0.3 --out "$out/voc-val-$method" "${quiet[@]}"
+  for method in pamr par guided randomwalk densecrf; do
+    local vary=()
+    [ "$method" = densecrf ] && vary=(--vary preset=clipes,irn,afa,toco)
+    wsol refine --sweep --maps "$out/voc-train-best" --method "$method" --backgrounds 0.1 0.15 0.2 0.25 0.3 "${vary[@]}" \
+      --out "$out/voc-sweep-$method" "${quiet[@]}"
+    wsol refine --maps "$out/voc-val-best" -c "$out/voc-sweep-$method/recipe.yaml" --out "$out/voc-val-$method" "${quiet[@]}"
     wsol eval seg --pred "$out/voc-val-$method" --out "$out/voc-val-$method-seg"
   done
 }
 
 cub() {
-  head_of cub cub "$data/CUB_200_2011" --split train --val-split test --epochs 20
+  head_of cub cub "$data/CUB_200_2011" --split train --val-split test
   wsol cam --data cub --root "$data/CUB_200_2011" --split test --checkpoint "$out/cub-head" --normalize minmax --out "$out/cub-cam" "${quiet[@]}"
   wsol eval loc --maps "$out/cub-cam" --out "$out/cub-loc"
 }
 
 coco() {
-  head_of coco coco "$data/coco" --split train2014 --val-split val2014 --img-size 384 --epochs 20
+  head_of coco coco "$data/coco" --split train2014 --val-split val2014 --img-size 384
   wsol cam --data coco --root "$data/coco" --split val2014 --checkpoint "$out/coco-head" --out "$out/coco-cam" "${quiet[@]}"
   wsol eval seg --pred "$out/coco-cam" --out "$out/coco-seg"
 }

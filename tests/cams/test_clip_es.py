@@ -213,3 +213,16 @@ def test_models_that_cannot_work():
     module.blocks[-1].attn.q_norm = nn.LayerNorm(16)
     with pytest.raises(ModelError, match="plain vision transformer"):
         cams.create("clip_es", module)
+
+
+def test_the_rounded_position_is_an_option_that_leaves_the_model_alone():
+    module, images = tower(), pictures()
+    ids = [[0, 2], [1]]
+    plain = cams.create("clip_es", Classifier(module))(images, ids)
+    rounded = cams.create("clip_es", Classifier(module), fp16_position=True)(images, ids)
+    assert module.fp16_position is False
+    module.fp16_position = True
+    expected = cams.create("clip_es", Classifier(module))(images, ids)
+    for got, wanted, other in zip(rounded.values, expected.values, plain.values, strict=True):
+        assert torch.equal(got, wanted)
+        assert not torch.equal(got, other)

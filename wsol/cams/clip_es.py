@@ -12,6 +12,8 @@ is the class's text minus the mean of its competitors' texts, weighted by the so
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,7 +27,7 @@ from wsol.cams.base import ClassChoice, MapMethod, RawMaps, choose
 from wsol.errors import ConfigError, ModelError
 from wsol.models.attention_affinity import AttentionMean, spread
 from wsol.models.classifier import Classifier
-from wsol.models.clip import ZeroShotHead
+from wsol.models.clip import ClipViT, ZeroShotHead
 from wsol.models.taps import tap
 from wsol.ops.box_mask import box_masks
 
@@ -52,6 +54,8 @@ class ClipES(MapMethod):
     """Share of a map's maximum above which it spreads; the paper: 0.4 for VOC, 0.7 for COCO."""
     reference_boxes: bool = False
     """Leave out the last row and column of the boxes, as the published code does."""
+    fp16_position: bool = False
+    """Round the position embedding to float16, as the published code does in any precision."""
 
     def check(self, classifier: Classifier) -> None:
         """Refuse models that are no CLIP with a plain transformer, and options out of range."""
@@ -61,6 +65,8 @@ class ClipES(MapMethod):
         plain = isinstance(module, VisionTransformer) and is_plain(module.blocks[-1], module.norm)
         if not plain or module.attn_pool is not None:
             raise ModelError("needs a plain vision transformer", where=classifier.name, hint="give clip:ViT-B-16")
+        if self.fp16_position and not isinstance(module, ClipViT):
+            raise ConfigError("this model keeps timm's own position embedding", where="fp16_position")
         if self.layers < 1:
             raise ConfigError(f"must be at least 1, got {self.layers}", where="layers")
         if not 0 <= self.box_threshold <= 1:
@@ -70,7 +76,7 @@ class ClipES(MapMethod):
         """Make the maps of a batch."""
         module: Any = classifier.module
         attention = AttentionMean(classifier.prefix_tokens)
-        with torch.inference_mode():
+        with torch.inference_mode(), _position(module, fp16=self.fp16_position):
             tokens = self._before_last_block(classifier, images, attention)
         exact = torch.autocast(images.device.type, enabled=False)
         with torch.inference_mode(False), torch.no_grad(), exact:
@@ -103,6 +109,18 @@ class ClipES(MapMethod):
         inside = torch.split(planes * torch.from_numpy(boxes).to(planes.device), [len(item) for item in maps])
         pairs = zip(attention, inside, strict=True)
         return [spread(matrix, item.flatten(1)).view_as(item) for matrix, item in pairs]
+
+
+@contextmanager
+def _position(module: Any, *, fp16: bool) -> Iterator[None]:
+    before = getattr(module, "fp16_position", False)
+    try:
+        if fp16:
+            module.fp16_position = True
+        yield
+    finally:
+        if fp16:
+            module.fp16_position = before
 
 
 def grad_cam(module: Any, last: LastBlock, at: int, class_ids: list[int]) -> Tensor:
