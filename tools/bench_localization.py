@@ -12,8 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 import statistics
 import sys
 import time
@@ -24,12 +22,12 @@ from typing import Any
 
 import cv2
 import numpy as np
+from _bench import machine
 from numpy.typing import NDArray
 
 from wsol.eval.boxes import level_curve
 from wsol.eval.protocols import ALL, LARGEST, View
 from wsol.eval.scoremap import quantise
-from wsol.store.runs import versions
 
 Map = NDArray[np.float64]
 SIZES = {"224x224": (224, 224), "500x375": (375, 500)}
@@ -169,25 +167,11 @@ def main() -> int:
                         f"ratio {case['ratio']:6.1f}   {'equal' if case['equal'] else 'DIFFERENT'}\n"
                     )
                     sys.stdout.flush()
-    machine = {
-        "processor": _processor(),
-        "cores": os.cpu_count(),
-        "system": platform.platform(),
-        "threads": 1,
-        "cv2": cv2.__version__,
-        **versions(),
-    }
     if args.json:
-        args.json.write_text(json.dumps({"machine": machine, "cases": cases}, indent=1) + "\n", encoding="utf-8")
+        args.json.write_text(
+            json.dumps({"machine": machine(threads=1), "cases": cases}, indent=1) + "\n", encoding="utf-8"
+        )
     return 0 if all(case["equal"] for case in cases) else 1
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-        return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor()
 
 
 if __name__ == "__main__":

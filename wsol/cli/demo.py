@@ -1,4 +1,4 @@
-"""`wsol demo`: run the whole flow on what ships with the packages, offline."""
+"""`wsol demo`: run the whole flow on what ships with the packages, offline; or map own photos (--image)."""
 
 from __future__ import annotations
 
@@ -6,14 +6,33 @@ import sys
 from collections.abc import Sequence
 
 from wsol.cli.parse import parse
-from wsol.engine.demo_options import DemoConfig
+from wsol.engine.demo_options import DemoConfig, ImageDemoConfig
+
+_HINT = "With --image FILE...: score maps over your own photos (wsol demo --image --help lists those options).\n\n"
 
 
 def run(argv: Sequence[str]) -> int:
-    """Parse the flags, run the demonstration, and say where its report lies; return the exit status."""
+    """Parse the flags, run the demonstration, and say where its pictures lie; return the exit status."""
+    if any(word == "--image" or word.startswith("--image=") for word in argv):
+        return _image(argv)
+    if "-h" in argv or "--help" in argv:
+        sys.stdout.write(_HINT)
     config = parse(DemoConfig, argv, prog="wsol demo")
     from wsol.engine.demo import demo  # torch takes seconds: not for --help
 
     path = demo(config)
     sys.stdout.write(f"report: {path.resolve()}\n")
     return 0
+
+
+def _image(argv: Sequence[str]) -> int:
+    config = parse(ImageDemoConfig, argv, prog="wsol demo --image")
+    from wsol.engine.demo_image import demo_image  # as above
+
+    shown = demo_image(config)
+    for path in shown.overlays:
+        sys.stdout.write(f"{path}\n")
+    sys.stdout.write(f"report: {shown.report.resolve()}\n")
+    for reason in shown.failures.values():
+        sys.stderr.write(f"{reason}\n")
+    return 1 if shown.failures else 0

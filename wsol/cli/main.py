@@ -12,7 +12,7 @@ from typing import TextIO
 
 from wsol.errors import WsolError, did_you_mean
 
-_VERBS = ("train", "cam", "refine", "eval", "segment", "demo", "info", "data")
+_VERBS = ("train", "cam", "refine", "eval", "segment", "demo", "bench", "info", "data")
 
 
 def main(argv: list[str] | None = None) -> int:
