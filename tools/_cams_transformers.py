@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from wsol import cams
 from wsol.models.classifier import Classifier
-from wsol.models.clip import set_texts
+from wsol.models.clip import halve_encoder, set_texts
 from wsol.models.clip_convert import image_tower
 from wsol.ops.normalize import relu_max
 from wsol.schema import ScoreMaps
@@ -143,6 +143,8 @@ def _ours(
     set_texts(tower, *texts)
     # The published boxes never reach the last row and column of the grid.
     bound = cams.create("clip_es", Classifier(tower.eval(), name="clip"), reference_boxes=True)
+    if bf16:
+        halve_encoder(tower)
 
     def call(image: NDArray[np.uint8], ids: list[int]) -> NDArray[np.float32]:
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=bf16):

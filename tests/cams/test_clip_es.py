@@ -17,7 +17,7 @@ from wsol.cams.clip_es import grad_cam, log_odds_direction
 from wsol.errors import ConfigError, ModelError
 from wsol.models.attention_affinity import mean_attention, spread
 from wsol.models.classifier import Classifier
-from wsol.models.clip import ClipViT, set_texts
+from wsol.models.clip import ClipViT, halve_encoder, set_texts
 from wsol.ops.box_mask import box_masks
 
 CLASSES, BACKGROUND = 6, 3
@@ -226,3 +226,15 @@ def test_the_rounded_position_is_an_option_that_leaves_the_model_alone():
     for got, wanted, other in zip(rounded.values, expected.values, plain.values, strict=True):
         assert torch.equal(got, wanted)
         assert not torch.equal(got, other)
+
+
+def test_half_weights_of_the_encoder_change_no_bit_under_autocast():
+    module, images, ids = tower(), pictures(), [[0, 2], [1]]
+    bound = cams.create("clip_es", Classifier(module))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        before = bound(images, ids)
+        halve_encoder(module)
+        after = bound(images, ids)
+    assert module.blocks[0].mlp.fc1.weight.dtype == torch.bfloat16
+    assert module.blocks[-1].mlp.fc1.weight.dtype == torch.float32
+    assert all(torch.equal(one, two) for one, two in zip(before.values, after.values, strict=True))

@@ -1,4 +1,4 @@
-"""wsol data: check what of a data set is on disk, or list it."""
+"""wsol data: check what of a data set is on disk, list it, or export masks for other tools."""
 
 from __future__ import annotations
 
@@ -82,11 +82,29 @@ def index_data(config: DataIndexConfig) -> int:
     return 0
 
 
+def export_data(argv: list[str]) -> int:
+    """Write masks in the format of another tool.
+
+    Returns:
+        1 when the mask of an image could not be used, else 0.
+    """
+    from wsol.cli.parse import parse
+    from wsol.data import option_type
+    from wsol.engine.export_options import ExportConfig
+    from wsol.store.formats import FORMATS
+
+    choices = [("data", "data_options", option_type), ("format", "options", FORMATS.get)]
+    config = parse(ExportConfig, argv, prog="wsol data export", choices=choices)
+    from wsol.engine.export_masks import export_masks  # not for --help
+
+    return export_masks(config).status
+
+
 def run(argv: list[str]) -> int:
-    """Run `wsol data check` or `wsol data index`.
+    """Run `wsol data check`, `wsol data index` or `wsol data export`.
 
     Raises:
-        ConfigError: When the first word is neither.
+        ConfigError: When the first word is none of them.
     """
     from wsol.cli.parse import parse
 
@@ -94,11 +112,13 @@ def run(argv: list[str]) -> int:
     actions: dict[str, Callable[[], int]] = {
         "check": lambda: check_data(parse(DataCheckConfig, rest, prog="wsol data check")),
         "index": lambda: index_data(parse(DataIndexConfig, rest, prog="wsol data index")),
+        "export": lambda: export_data(rest),
     }
     if word in ("", "-h", "--help"):
-        sys.stdout.write("usage: wsol data check|index [options]\n\n")
+        sys.stdout.write("usage: wsol data check|index|export [options]\n\n")
         sys.stdout.write("  check   say what of a data set is there, what is missing, and how to get it\n")
         sys.stdout.write("  index   list ids, files and labels of a split as CSV\n")
+        sys.stdout.write("  export  write masks for CVAT, labelme, Label Studio, COCO, YOLO or VOC readers\n")
         return 0 if word else 2
     if word not in actions:
         raise ConfigError(f"unknown action '{word}' of wsol data", hint=did_you_mean(word, actions))

@@ -211,9 +211,10 @@ def load_model(config: CamConfig, spec: DatasetSpec, device: torch.device) -> Cl
         )
     if config.output_stride is not None:
         raise ConfigError("--output-stride dilates CNNs; CLIP's image tower is a transformer")
+    from wsol.models.clip import halve_encoder
     from wsol.models.clip_load import load_clip  # open_clip takes seconds
 
-    return load_clip(
+    classifier = load_clip(
         str(config.model),
         load_prompts(config.prompts, spec),
         checkpoint=config.checkpoint,
@@ -221,6 +222,9 @@ def load_model(config: CamConfig, spec: DatasetSpec, device: torch.device) -> Cl
         img_size=config.img_size,
         device=device,
     )
+    if config.amp:
+        halve_encoder(classifier.module)
+    return classifier
 
 
 def _compute(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Sequence
 from dataclasses import replace
@@ -16,15 +15,14 @@ from numpy.typing import NDArray
 from wsol import data, refine
 from wsol.config import load_yaml
 from wsol.data.images import read_image
+from wsol.engine.export_masks import write_coco
 from wsol.engine.outcome import Outcome, log_to, say_failures
 from wsol.engine.pool import run_in_pool
 from wsol.engine.progress import track
 from wsol.engine.refine_options import RefineConfig
 from wsol.engine.sharding import resolve_shard
 from wsol.errors import ConfigError, DataError, ModelError, StoreError, WsolError
-from wsol.ops.rle import encode
-from wsol.schema import IGNORE, DatasetSpec, PseudoMask, Sample
-from wsol.store.atomic import write_text
+from wsol.schema import IGNORE, PseudoMask, Sample
 from wsol.store.manifest import Manifest, finished, read_rows
 from wsol.store.maps import read_maps, write_maps
 from wsol.store.masks import mask_path, read_labels, write_mask
@@ -122,47 +120,6 @@ def dataset_of_run(run: Path, *, limit: int | None = None) -> data.Dataset:
     return data.load(
         str(config["data"]), root=Path(spec["root"]), split=spec["split"], limit=limit, **config["data_options"]
     )
-
-
-def write_coco(run: Path, samples: Sequence[Sample], spec: DatasetSpec) -> Path:
-    """Write the masks of a run as COCO JSON: one RLE annotation an image and class.
-
-    Args:
-        run: Run folder with masks.
-        samples: Images of the split; those without a mask are left out.
-        spec: Names the categories; category ids are class ids + 1.
-
-    Returns:
-        Path of `pseudo.coco.json`.
-    """
-    written = read_rows(run)
-    images: list[dict[str, Any]] = []
-    annotations: list[dict[str, Any]] = []
-    for number, sample in enumerate(samples, start=1):
-        if not mask_path(run, sample.id).is_file():
-            continue
-        labels = read_labels(mask_path(run, sample.id))
-        height, width = labels.shape
-        images.append({"id": number, "file_name": sample.image.name, "height": height, "width": width})
-        named = written.get(sample.id, {}).get("classes")
-        for label in np.unique(labels[(labels > 0) & (labels < 255)]).tolist():
-            region = labels == label
-            rows, columns = np.flatnonzero(region.any(axis=1)), np.flatnonzero(region.any(axis=0))
-            box = [columns[0], rows[0], columns[-1] - columns[0] + 1, rows[-1] - rows[0] + 1]
-            annotation = {
-                "id": len(annotations) + 1,
-                "image_id": number,
-                "category_id": label if named is None else named[label - 1] + 1,
-                "segmentation": encode(region),
-                "area": int(region.sum()),
-                "bbox": [int(side) for side in box],
-                "iscrowd": 0,
-            }
-            annotations.append(annotation)
-    categories = [{"id": at, "name": name} for at, name in enumerate(spec.classes, start=1)]
-    document = {"images": images, "annotations": annotations, "categories": categories}
-    write_text(run / "pseudo.coco.json", json.dumps(document) + "\n")
-    return run / "pseudo.coco.json"
 
 
 def _refine_one(sample: Sample, config: RefineConfig, num_classes: int) -> _Done:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from functools import partial
-from typing import Literal, cast
+from typing import Any, Literal, cast
 
 import torch
 from timm.models.vision_transformer import VisionTransformer
@@ -195,6 +195,23 @@ class ClipViT(VisionTransformer):
         tokens = torch.cat([self.cls_token.expand(batch, -1, -1).to(x.dtype), x.flatten(1, 2)], dim=1)
         placed: Tensor = self.pos_drop(tokens + self.position(rows, columns))
         return placed
+
+
+def halve_encoder(module: nn.Module, dtype: torch.dtype = torch.bfloat16) -> None:
+    """Keep the linear weights of all blocks but the last in half precision, in place.
+
+    Under autocast of that type the results are the same bits, but no weight is cast on each call: for ViT-B/16 and one
+    image that is up to half of the time on a CPU. Without autocast the module cannot run any more.
+
+    Args:
+        module: An image tower.
+        dtype: torch.bfloat16 or torch.float16.
+    """
+    blocks: Any = module.blocks
+    for block in blocks[:-1]:
+        for layer in block.modules():
+            if isinstance(layer, nn.Linear):
+                layer.to(dtype)
 
 
 def set_texts(module: nn.Module, classes: Tensor, background: Tensor | None = None) -> None:
