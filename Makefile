@@ -32,6 +32,12 @@ lint: setup ## format, lint, types, import floors
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+bench: setup ## speed and memory beside the peers, as JSON in runs/
+	mkdir -p runs
+	$(BIN)/python tools/bench_localization.py --json runs/bench_localization.json
+	$(BIN)/python tools/bench_cams.py --json runs/bench_cams.json
+	$(BIN)/python tools/bench_refine.py --json runs/bench_refine.json
+
 minimum: ## the tests on the oldest versions that pyproject allows
 	$(PYTHON) -m venv .venv-minimum
 	.venv-minimum/bin/python -m pip install --quiet $$($(PYTHON) tools/minimum_versions.py)

@@ -1,9 +1,9 @@
 """Boxes and masks from image-level labels: weakly-supervised localization and segmentation.
 
 The verbs of the command line are functions here (`wsol.train`, `wsol.make_maps`, `wsol.make_masks`,
-`wsol.evaluate_localization`, `wsol.evaluate_segmentation`, `wsol.segment_train`, `wsol.segment_predict`), and the
-pieces work one by one (`wsol.cams.create("gradcam", model)(images, class_ids)`). Nothing heavy is imported before
-it is used.
+`wsol.evaluate_localization`, `wsol.evaluate_segmentation`, `wsol.segment_train`, `wsol.segment_predict`,
+`wsol.demo_image`), and the pieces work one by one (`wsol.cams.create("gradcam", model)(images, class_ids)`). Nothing
+heavy is imported before it is used.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import importlib
 from typing import Any
 
 __version__ = "0.1.0"
-_VERBS = ("train", "make_maps", "make_masks", "segment_train", "segment_predict")
+_VERBS = ("train", "make_maps", "make_masks", "segment_train", "segment_predict", "demo_image")
 _EVALUATE = ("evaluate_localization", "evaluate_segmentation")
 _ROOMS = ("cams", "data", "eval", "mix", "models", "refine", "report", "schema")
 __all__ = [*_VERBS, *_EVALUATE, *_ROOMS]  # noqa: PLE0604

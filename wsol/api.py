@@ -34,3 +34,4 @@ segment_train = _verb(
 segment_predict = _verb(
     "segment_predict", "wsol.engine.segment_options:SegmentPredictConfig", "wsol.engine.segment:segment_predict"
 )
+demo_image = _verb("demo_image", "wsol.engine.demo_options:ImageDemoConfig", "wsol.engine.demo_image:demo_image")

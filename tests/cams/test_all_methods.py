@@ -33,6 +33,7 @@ SIZES = {
     "clip": (48, 80),
     "tscam": (48, 80),
     "mctformer": (48, 80),
+    "dynamic": (48, 80),
 }
 # Options without which a method would be slow or cannot work on these tiny models.
 OPTIONS: dict[str, dict[str, object]] = {"scorecam": {"batch_size": 96}, "ablationcam": {"batch_size": 96}}
@@ -67,6 +68,10 @@ def _build(model: str) -> Classifier:
         shape = {"depths": (1, 1, 1, 2), "embed_dim": 16, "num_heads": (1, 1, 2, 4), "strict_img_size": False}
         module = timm.create_model("swin_tiny_patch4_window7_224", num_classes=CLASSES, img_size=64, **shape)
         return Classifier(module.eval(), input_size=(64, 64))
+    if model == "dynamic":
+        from wsol.models.dynamic_tokens import DynamicTokens
+
+        return Classifier(DynamicTokens(timm.create_model("deit_tiny_patch16_224", **shape, **size).eval()))
     if model == "clip":
         from wsol.models.clip import ClipViT, set_texts
 

@@ -13,7 +13,8 @@ import torch
 from PIL import Image
 
 from wsol.engine import fit as fit_module
-from wsol.engine.train import smooth, train
+from wsol.engine.losses import smooth
+from wsol.engine.train import train
 from wsol.engine.train_options import TrainConfig
 from wsol.errors import ConfigError, DataError, ModelError, StoreError
 from wsol.models.classifier import load_classifier

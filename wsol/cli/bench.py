@@ -1,4 +1,4 @@
-"""`wsol bench`: compare map methods and models (cams) or refiners (refine): quality, time, memory."""
+"""`wsol bench`: compare map methods and models (cams), refiners (refine), mix strategies (mix): quality, time, RAM."""
 
 from __future__ import annotations
 
@@ -15,10 +15,11 @@ from wsol.errors import ConfigError, did_you_mean
 if TYPE_CHECKING:
     from wsol.engine.bench_measure import Row
 
-_USAGE = """usage: wsol bench cams|refine [OPTIONS]   (wsol bench cams --help lists the options)
+_USAGE = """usage: wsol bench cams|refine|mix [OPTIONS]   (wsol bench cams --help lists the options)
 
   cams    map methods x models on one data set: quality, ms an image, peak memory
   refine  refiners on the same maps: mIoU, boundary F-score, ms an image, peak memory
+  mix     mix strategies under one budget, several seeds: accuracy, localization, ms a step, peak memory
 """
 
 
@@ -28,6 +29,10 @@ def run(argv: Sequence[str]) -> int:
     if action in ("-h", "--help"):
         sys.stdout.write(_USAGE)
         return 0
+    if action == "mix":
+        from wsol.cli import bench_mix
+
+        return bench_mix.run(rest)
     config: Any
     if action == "cams":
         config = parse(BenchCamsConfig, rest, prog="wsol bench cams", choices=[("data", "data_options", option_type)])
@@ -40,7 +45,7 @@ def run(argv: Sequence[str]) -> int:
 
         rows = bench_refine(config)
     else:
-        raise ConfigError(f"unknown action '{action}'", hint=did_you_mean(action, ("cams", "refine")))
+        raise ConfigError(f"unknown action '{action}'", hint=did_you_mean(action, ("cams", "refine", "mix")))
     if config.json:
         sys.stdout.write((config.out / "bench.json").read_text(encoding="utf-8"))
     else:

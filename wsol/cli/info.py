@@ -1,4 +1,4 @@
-"""`wsol info`: show versions, devices, clashes, methods and the data found."""
+"""`wsol info`: show versions, devices, clashes, methods and the data found; `wsol info mix`: the mix strategies."""
 
 from __future__ import annotations
 
@@ -32,6 +32,8 @@ _ASK_TORCH = "import torch; print([torch.cuda.get_device_name(i) for i in range(
 
 def run(argv: Sequence[str]) -> int:
     """Print the facts; return the exit status: 1 when two packages clash."""
+    if argv[:1] == ["mix"]:
+        return _show_mix(argv[1:])
     config = parse(InfoConfig, argv, prog="wsol info")
     facts = collect()
     if config.json:
@@ -57,6 +59,58 @@ def collect() -> dict[str, Any]:
         facts[title] = {name: registry.summary(name) for name in registry.names()}
     facts["clashes"] = _clashes()
     return facts
+
+
+@dataclass(frozen=True, kw_only=True)
+class MixInfoConfig:
+    """The strategies of wsol train --mix: paper, needs, cost, labels."""
+
+    json: bool = False
+    """Print JSON."""
+
+
+_FAMILIES = {
+    "delete": "cut and delete",
+    "cut": "cut and mix",
+    "mixup": "mix up",
+    "attention": "attention",
+    "other": "other",
+}
+
+
+def collect_mix() -> list[dict[str, Any]]:
+    """Return a row a mix strategy, in the order of the families, without importing torch."""
+    from wsol.mix import MIXES, create
+
+    rows = []
+    for name in MIXES.names():
+        strategy = create(name)
+        row: dict[str, Any] = {"name": name, "summary": MIXES.summary(name)}
+        row |= {"family": strategy.family, "paper": strategy.paper, "cost": strategy.cost}
+        needs = sorted(strategy.wants() | strategy.needs)
+        rows.append(row | {"needs": needs, "keeps_label_mass": strategy.keeps_label_mass})
+    return sorted(rows, key=lambda row: (list(_FAMILIES).index(row["family"]), row["name"]))
+
+
+def _show_mix(argv: Sequence[str]) -> int:
+    config, rows = parse(MixInfoConfig, argv, prog="wsol info mix"), collect_mix()
+    if config.json:
+        sys.stdout.write(json.dumps(rows, indent=1) + "\n")
+        return 0
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(caption="extra cost: beside one forward and one backward pass; 1: labels of an image sum to 1")
+    for title in ("family", "strategy", "paper", "needs", "extra cost", "labels"):
+        table.add_column(title, overflow="fold")
+    before = ""
+    for row in rows:
+        family = _FAMILIES[row["family"]] if row["family"] != before else ""
+        before = row["family"]
+        mass = "1" if row["keeps_label_mass"] else "other"
+        table.add_row(family, row["name"], row["paper"], ", ".join(row["needs"]), row["cost"], mass)
+    Console().print(table)
+    return 0
 
 
 def _registry(room: str) -> Registry[Any]:

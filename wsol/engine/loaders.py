@@ -55,11 +55,15 @@ class Batch:
         images: uint8 (B, h, w, 3) RGB.
         targets: (B, ...) of the views.
         failed: (id, reason) of the images that could not be read and are missing from the batch.
+        samples: The images that are in the batch.
+        extra: What the views gave beside the target, one an image.
     """
 
     images: NDArray[np.uint8]
     targets: NDArray[Any]
     failed: tuple[tuple[str, str], ...] = ()
+    samples: tuple[Sample, ...] = ()
+    extra: tuple[Any, ...] = ()
 
 
 class Failures(dict[str, str]):
@@ -76,8 +80,10 @@ class Failures(dict[str, str]):
 class Views(Protocol):
     """Turns a sample into what the network learns from; can be sent to another process."""
 
-    def __call__(self, sample: Sample, rng: np.random.Generator) -> tuple[NDArray[np.uint8], NDArray[Any]]:
-        """Return uint8 (h, w, 3) pixels and the target; every sample gives the same shapes."""
+    def __call__(
+        self, sample: Sample, rng: np.random.Generator
+    ) -> tuple[NDArray[np.uint8], NDArray[Any], *tuple[Any, ...]]:
+        """Return uint8 (h, w, 3) pixels, the target and more; every sample gives pixels and target of one shape."""
         ...
 
 
@@ -102,28 +108,35 @@ class Batches(TorchDataset[Batch]):
 
     def __getitem__(self, key: tuple[int, int]) -> Batch:
         epoch, at = key
-        images, targets, failed = [], [], []
+        images, targets, failed, samples, extra = [], [], [], [], []
         order = _order(len(self.samples), self.seed, epoch) if self.shuffle else np.arange(len(self.samples))
         for index in order[at * self.batch_size : (at + 1) * self.batch_size].tolist():
             try:
-                image, target = self.views(self.samples[index], generator(self.seed, "augment", epoch, index))
+                image, target, *more = self.views(self.samples[index], generator(self.seed, "augment", epoch, index))
                 images.append(image)
                 targets.append(target)
+                samples.append(self.samples[index])
+                extra += more
             except WsolError as error:
                 failed.append((self.samples[index].id, str(error)))
         empty = np.empty((0, 1, 1, 3), dtype=np.uint8)
-        return Batch(np.stack(images) if images else empty, np.stack(targets) if targets else empty, tuple(failed))
+        pixels, labels = (np.stack(parts) if parts else empty for parts in (images, targets))
+        return Batch(pixels, labels, tuple(failed), tuple(samples), tuple(extra))
 
-    def stream(self, epochs: range, *, workers: int, device: torch.device) -> Iterator[Batch]:
+    def stream(
+        self, epochs: range, *, workers: int, device: torch.device, share: tuple[int, int] = (0, 1)
+    ) -> Iterator[Batch]:
         """Return the batches of some epochs one after the other; the reading processes stay between epochs.
 
         Args:
             epochs: Which epochs.
             workers: Reading processes; 0 reads in this one.
             device: Where the batches will go: processes that a CUDA program starts must not be forked.
+            share: (rank, count): every count-th batch of an epoch, and as many for each rank.
         """
-        keys = itertools.product(epochs, range(self.steps))
-        return _load(self, keys, min(workers, self.steps * len(epochs)), device)
+        rank, count = share
+        steps = range(rank, self.steps - self.steps % count, count)
+        return _load(self, itertools.product(epochs, steps), min(workers, len(steps) * len(epochs)), device)
 
 
 class _Images(TorchDataset["NDArray[np.uint8] | str"]):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -24,12 +25,58 @@ def check_optimizer(name: str) -> None:
         raise ConfigError(f"unknown optimizer '{name}'", where="--opt", hint=did_you_mean(name, names))
 
 
-def make_optimizer(module: nn.Module, config: LoopOptions) -> torch.optim.Optimizer:
-    """Return the optimizer of `--opt` over the parameters that want gradients."""
-    optimizer: torch.optim.Optimizer = create_optimizer_v2(
-        module, opt=config.opt, lr=config.lr, weight_decay=config.weight_decay, momentum=config.momentum
-    )
+def make_optimizer(
+    module: nn.Module, config: LoopOptions, *, layer_decay: float | None = None, own: nn.Module | None = None
+) -> torch.optim.Optimizer:
+    """Return the optimizer of `--opt` over the parameters that want gradients.
+
+    Args:
+        module: The network.
+        config: Names the optimizer.
+        layer_decay: Factor on the learning rate from each layer to the one below it, by timm's order of layers.
+        own: Other networks that are trained along, in groups of their own; a part's attribute `lr_scale` is the factor
+            on the learning rate of the parameters in it.
+
+    Raises:
+        ConfigError: When the optimizer cannot take the options.
+    """
+    try:
+        optimizer: torch.optim.Optimizer = create_optimizer_v2(
+            module,
+            opt=config.opt,
+            lr=config.lr,
+            weight_decay=config.weight_decay,
+            momentum=config.momentum,
+            layer_decay=layer_decay,
+        )
+    except ValueError as error:
+        raise ConfigError(str(error), where=f"--opt {config.opt}") from error
+    known = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+    for scale, parameters in _by_scale(own, skip=known | {id(item) for item in module.parameters()}):
+        for decays in (False, True):  # biases and norm layers are spared, as in the network
+            group = [parameter for parameter in parameters if (parameter.ndim > 1) == decays]
+            decay = config.weight_decay if decays else 0.0
+            if group:
+                optimizer.add_param_group({"params": group, "lr_scale": scale, "weight_decay": decay})
     return optimizer
+
+
+def _by_scale(own: nn.Module | None, *, skip: set[int]) -> Iterator[tuple[float, list[nn.Parameter]]]:
+    """Group the parameters of own networks by the `lr_scale` of the innermost part that has one."""
+    groups: dict[float, list[nn.Parameter]] = {}
+
+    def visit(part: nn.Module, scale: float) -> None:
+        scale = float(getattr(part, "lr_scale", scale))
+        for parameter in part.parameters(recurse=False):
+            if parameter.requires_grad and id(parameter) not in skip:
+                skip.add(id(parameter))
+                groups.setdefault(scale, []).append(parameter)
+        for child in part.children():
+            visit(child, scale)
+
+    if own is not None:
+        visit(own, 1.0)
+    yield from groups.items()
 
 
 class Schedule:
@@ -56,6 +103,9 @@ class Schedule:
             step_on_epochs=config.sched == "step",
             updates_per_epoch=steps,
         )[0]
+        if self._scheduler is None:  # timm's schedulers apply the factors of the groups
+            for group in optimizer.param_groups:
+                group["lr"] *= group.get("lr_scale", 1.0)
 
     def set(self, done: int) -> None:
         """Set the learning rate for the step after `done` steps of the whole training."""

@@ -2,40 +2,38 @@
 
 from __future__ import annotations
 
-import itertools
 import logging
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
-from functools import cached_property
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import torch
-import torch.nn.functional as F
-from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import nn
 
-from wsol import data, mix
-from wsol.data.images import read_image
-from wsol.data.transforms import Interpolation, augment
+from wsol import mix
+from wsol.data import Dataset
 from wsol.engine.device import resolve_device
 from wsol.engine.fit import History, Trained, fit, has_ended, read_history, write_history
-from wsol.engine.linear_probe import fit_head, pooled_features
-from wsol.engine.loaders import Batch, Batches, Failures, load_splits, normalize
-from wsol.engine.optim import check_optimizer
+from wsol.engine.label_maps import open_label_maps
+from wsol.engine.linear_probe import fit_head
+from wsol.engine.loaders import load_splits
+from wsol.engine.losses import loss_name, smooth
+from wsol.engine.measure import Measurement, check_localizable, map_method
+from wsol.engine.model_card import write_model_card
+from wsol.engine.optim import check_optimizer, make_optimizer
 from wsol.engine.outcome import log_to
-from wsol.engine.progress import track
-from wsol.engine.scores import mean_average_precision, topk_accuracy
-from wsol.engine.seeding import generator, own_randomness, seed_torch
+from wsol.engine.parallel import World, joined, own_device
+from wsol.engine.seeding import own_randomness, seed_torch
 from wsol.engine.train_options import TrainConfig
-from wsol.errors import ConfigError, DataError
-from wsol.mix import Context, MixStrategy, StepStrategy
+from wsol.engine.train_work import Work
+from wsol.errors import ConfigError
+from wsol.mix import StepStrategy
+from wsol.mix._forward import check_needs
 from wsol.models.checkpoints import head_names, resolve
 from wsol.models.classifier import Classifier, load_classifier, save_classifier
-from wsol.schema import Sample
 from wsol.store.runs import file_hash, open_run
+
+__all__ = ["checkpoint_hash", "prepare", "smooth", "train"]
 
 _log = logging.getLogger("wsol")
 
@@ -43,32 +41,81 @@ _log = logging.getLogger("wsol")
 def train(config: TrainConfig) -> Trained:
     """Train a classifier, or continue a training that was interrupted.
 
+    Under torchrun all processes train one classifier together; the first writes the files.
+
     Args:
         config: See `TrainConfig`.
 
     Returns:
-        The run folder (model.safetensors, model.json, checkpoint.pt, history.jsonl), the history, and the images that
-        were left out.
+        The run folder (model.safetensors, model.json, card.md, curves.svg, checkpoint.pt, history.jsonl, and with
+        `eval_loc` best_acc.safetensors and best_loc.safetensors), the history, and the images that were left out.
 
     Raises:
         WsolError: On a mistake in the options, or when the run folder cannot be written.
     """
     config.validate()
     check_optimizer(config.opt)
-    device = resolve_device(config.device)
+    device = resolve_device(own_device(config.device))
+    with joined(device) as world, own_randomness(device):
+        return _train(config, device, world)
+
+
+def prepare(config: TrainConfig, device: torch.device, world: World | None = None) -> tuple[Work, Dataset | None]:
+    """Load what a training needs, without writing anything.
+
+    Args:
+        config: Checked options.
+        device: Where to train.
+        world: Who trains.
+
+    Returns:
+        The work, and the validation split where there is one.
+
+    Raises:
+        WsolError: On a mistake in the options, or when model, data and strategy do not go together.
+    """
     dataset, val = load_splits(config)
     spec = dataset.spec
-    loss, strategy = _loss_name(config, multi_label=spec.multi_label), mix.create(config.mix, **config.mix_options)
-    with own_randomness(device):
-        seed_torch(device, config.seed, "weights")
-        classifier = load_classifier(
-            config.model,
-            checkpoint=config.checkpoint,
-            pretrained=config.pretrained,
-            num_classes=len(spec.classes),
-            img_size=config.img_size,
-            device=device,
-        )
+    loss, strategy = loss_name(config, multi_label=spec.multi_label), mix.create(config.mix, **config.mix_options)
+    wanted = "label_maps" in strategy.wants()
+    maps = open_label_maps(config.label_maps, spec, img_size=config.img_size, wanted=wanted)
+    if config.eval_loc and val is not None:
+        check_localizable(val)
+    seed_torch(device, config.seed, "weights")
+    classifier = load_classifier(
+        config.model,
+        checkpoint=config.checkpoint,
+        pretrained=config.pretrained,
+        num_classes=len(spec.classes),
+        img_size=config.img_size,
+        device=device,
+    )
+    check_needs(classifier, strategy.wants() - {"label_maps"})
+    strategy.check(classifier)
+    if config.eval_loc:
+        map_method(config.loc_method, classifier)
+    if config.freeze_backbone:
+        _freeze_backbone(classifier)
+    own = strategy.own(classifier)
+    work = Work(
+        config=config,
+        dataset=dataset,
+        classifier=classifier,
+        strategy=strategy,
+        own=None if own is None else own.to(device),
+        loss_name=loss,
+        device=device,
+        label_maps=maps,
+        world=world or World(),
+    )
+    return work, val
+
+
+def _train(config: TrainConfig, device: torch.device, world: World) -> Trained:
+    work, val = prepare(config, device, world)
+    dataset, classifier = work.dataset, work.classifier
+    spec = dataset.spec
+    if world.first:
         run = open_run(
             config.out,
             verb="train",
@@ -78,29 +125,22 @@ def train(config: TrainConfig) -> Trained:
             inputs=checkpoint_hash(config.checkpoint),
             overwrite=config.overwrite,
         )
-        if has_ended(config.out, resume=config.resume):
-            return Trained(config.out, read_history(config.out))
-        with run, log_to(config.out / "log.txt"):
-            _log.info("%s", classifier.describe())
-            if config.freeze_backbone:
-                _freeze_backbone(classifier)
-            work = _Work(config, dataset, val, classifier, strategy, loss, device)
-            if config.linear_probe:
-                history = work.probe()
-            else:
-                history = fit(
-                    classifier.module,
-                    config,
-                    device=device,
-                    steps=work.batches.steps,
-                    batches=work.stream,
-                    loss_of=work.loss,
-                    evaluate=None if val is None else work.evaluate,
-                    set_mode=nn.Module.eval if config.freeze_backbone else nn.Module.train,
-                )
-            save_classifier(classifier, config.out, classes=spec.classes, multi_label=spec.multi_label)
-            run.facts.update(images=len(dataset), failed=len(work.failures), loss=loss, last=history[-1])
-    return Trained(config.out, history, dict(work.failures))
+    world.barrier()
+    ended = has_ended(config.out, resume=config.resume)
+    world.barrier()
+    if ended:
+        return Trained(config.out, read_history(config.out))
+    measurement = None if val is None else Measurement(config, val, classifier, device, work.failures)
+    if not world.first:
+        return Trained(config.out, _fit(work, measurement), world.merge(work.failures))
+    with run, log_to(config.out / "log.txt"):
+        _log.info("%s", classifier.describe())
+        history = _probe(work, measurement) if config.linear_probe else _fit(work, measurement)
+        failures = world.merge(work.failures)
+        save_classifier(classifier, config.out, classes=spec.classes, multi_label=spec.multi_label)
+        write_model_card(config, history, classifier, dataset=dataset, val=val, loss=work.loss_name)
+        run.facts.update(images=len(dataset), failed=len(failures), loss=work.loss_name, last=history[-1])
+    return Trained(config.out, history, failures)
 
 
 def checkpoint_hash(checkpoint: str | Path | None) -> dict[str, str]:
@@ -111,165 +151,38 @@ def checkpoint_hash(checkpoint: str | Path | None) -> dict[str, str]:
     return {str(checkpoint): file_hash(path / "model.safetensors" if path.is_dir() else path)}
 
 
-def smooth(targets: Tensor, amount: float, *, loss: str) -> Tensor:
-    """Return targets (B, K) moved towards 1 / K ("ce") or towards 0.5 ("bce") by a share `amount` in [0, 1)."""
-    return targets * (1.0 - amount) + amount * (0.5 if loss == "bce" else 1.0 / targets.shape[1])
+def _fit(work: Work, measurement: Measurement | None) -> History:
+    config, module = work.config, work.classifier.module
+    set_mode: Callable[[nn.Module], object] = nn.Module.eval if config.freeze_backbone else nn.Module.train
+    return fit(
+        module,
+        config,
+        device=work.device,
+        steps=work.batches.steps,
+        batches=work.stream,
+        loss_of=work.loss,
+        set_mode=set_mode,
+        optimizer=make_optimizer(module, config, layer_decay=config.layer_decay, own=work.own),
+        own=work.own,
+        accumulates=isinstance(work.strategy, StepStrategy),
+        after_step=work.after_step,
+        observe=measurement,
+        world=work.world,
+    )
 
 
-@dataclass(frozen=True)
-class ClassifierViews:
-    """Reads an image and its labels for a classifier; see `loaders.Views`."""
-
-    num_classes: int
-    multi_label: bool
-    img_size: int
-    interpolation: Interpolation
-    crop_scale: tuple[float, float] | None = None
-    hflip: float = 0.0
-    color_jitter: float = 0.0
-
-    def __call__(self, sample: Sample, rng: np.random.Generator) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
-        """Return uint8 (img_size, img_size, 3), and float32 (C,) with 1 for each label."""
-        if not self.multi_label and len(sample.labels) != 1:
-            raise DataError(f"expected one label, got {len(sample.labels)}", where=sample.id)
-        target = np.zeros(self.num_classes, dtype=np.float32)
-        target[list(sample.labels)] = 1.0
-        image = read_image(sample.image, upright=sample.upright)
-        aspect = image.shape[1] / image.shape[0]
-        window: dict[str, Any] = {"scale": (1.0, 1.0), "ratio": (aspect, aspect)}  # the whole image
-        view = augment(
-            image,
-            (self.img_size, self.img_size),
-            rng,
-            flip=self.hflip,
-            jitter=self.color_jitter,
-            interpolation=self.interpolation,
-            **(window if self.crop_scale is None else {"scale": self.crop_scale}),
-        )
-        return view, target
-
-
-@dataclass(frozen=True)
-class _Work:
-    """What `fit` asks of a classifier: batches, their loss, and the scores of the validation split."""
-
-    config: TrainConfig
-    dataset: data.Dataset
-    val: data.Dataset | None
-    classifier: Classifier
-    strategy: MixStrategy | StepStrategy
-    loss_name: str
-    device: torch.device
-    failures: Failures = field(default_factory=Failures)
-
-    @property
-    def batches(self) -> Batches:
-        config, spec = self.config, self.dataset.spec
-        views = ClassifierViews(
-            num_classes=len(spec.classes),
-            multi_label=spec.multi_label,
-            img_size=config.img_size,
-            interpolation=self.classifier.interpolation,
-            crop_scale=config.crop_scale if config.resize == "crop" else None,
-            hflip=config.hflip,
-            color_jitter=config.color_jitter,
-        )
-        return Batches(self.dataset.samples, views, batch_size=config.batch_size, seed=config.seed, shuffle=True)
-
-    def stream(self, start: int) -> Iterator[Batch]:
-        epochs = range(start, self.config.epochs)
-        return self.batches.stream(epochs, workers=self.config.workers, device=self.device)
-
-    def loss(self, batch: Batch, epoch: int, step: int) -> Tensor | None:
-        self.failures.note(batch.failed)
-        if len(batch.images) < min(2, self.config.batch_size):  # batch norm cannot learn from a lone image
-            return None
-        x = self._input(batch)
-        y = smooth(torch.from_numpy(batch.targets).to(self.device), self.config.smoothing, loss=self.loss_name)
-        context = Context(self.classifier, self._criterion, epoch=epoch, epochs=self.config.epochs, amp=self.config.amp)
-        draws = self.strategy.draw(x, generator(self.config.seed, "mix", epoch, step))
-        if isinstance(self.strategy, StepStrategy):
-            raise ConfigError("strategies that replace the step cannot be trained yet", where=self.config.mix)
-        mixed = self.strategy.mix(x, y, draws, context)
-        return self.strategy.loss(mixed, self.strategy.forward(mixed, context), context)
-
-    @property
-    def _criterion(self) -> Callable[[Tensor, Tensor], Tensor]:
-        return F.binary_cross_entropy_with_logits if self.loss_name == "bce" else F.cross_entropy
-
-    def probe(self) -> History:
-        """Fit the head alone and return a history of one row."""
-        clock = time.monotonic()
-        module, weight_decay = self.classifier.module.eval(), self.config.weight_decay
-        loss = fit_head(self.classifier, self._features(), loss=self.loss_name, weight_decay=weight_decay)
-        row = {"epoch": 1, "loss": loss} | ({} if self.val is None else self.evaluate(module))
-        history = [row | {"seconds": round(time.monotonic() - clock, 3)}]
-        write_history(self.config.out, history)
-        return history
-
-    def _features(self) -> Iterator[tuple[Tensor, Tensor]]:
-        batches = self._plain_batches(self.dataset)
-        with track(batches.steps, "features", quiet=self.config.quiet) as tracker:
-            for batch in batches.stream(range(1), workers=self.config.workers, device=self.device):
-                self.failures.note(batch.failed)
-                if len(batch.images):
-                    targets = torch.from_numpy(batch.targets).to(self.device)
-                    targets = smooth(targets, self.config.smoothing, loss=self.loss_name)
-                    yield pooled_features(self.classifier, self._input(batch)), targets
-                tracker.advance()
-
-    @torch.no_grad()
-    def evaluate(self, module: nn.Module) -> dict[str, float]:
-        spec, batches = self._measured.spec, self._plain_batches(self._measured)
-        scores, targets = [], []
-        for batch in itertools.islice(self._val_stream, batches.steps):
-            self.failures.note(batch.failed)
-            if len(batch.images):
-                scores.append(self._logits(module, self._input(batch)).cpu().numpy())
-                targets.append(batch.targets)
-        if not scores:
-            raise DataError("no image of the validation split can be used", where=spec.split)
-        return _metrics(np.concatenate(scores), np.concatenate(targets), multi_label=spec.multi_label)
-
-    @property
-    def _measured(self) -> data.Dataset:
-        return self.val or self.dataset
-
-    def _plain_batches(self, dataset: data.Dataset) -> Batches:
-        spec, size = dataset.spec, self.config.img_size
-        views = ClassifierViews(len(spec.classes), spec.multi_label, size, self.classifier.interpolation)
-        return Batches(dataset.samples, views, batch_size=self.config.batch_size)
-
-    @cached_property
-    def _val_stream(self) -> Iterator[Batch]:
-        """One stream for all epochs, so that its reading processes start once."""
-        epochs = range(self.config.epochs)
-        return self._plain_batches(self._measured).stream(epochs, workers=self.config.workers, device=self.device)
-
-    def _input(self, batch: Batch) -> Tensor:
-        mean, std = self.classifier.mean, self.classifier.std
-        return normalize(batch.images, mean=mean, std=std, device=self.device)
-
-    def _logits(self, module: nn.Module, x: Tensor) -> Tensor:
-        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.config.amp):
-            logits: Tensor = module(x)
-        return logits.float()
-
-
-def _metrics(scores: NDArray[np.float32], targets: NDArray[np.float32], *, multi_label: bool) -> dict[str, float]:
-    if multi_label:
-        return {"val_map": mean_average_precision(scores, targets)}
-    labels = targets.argmax(axis=1)
-    top5 = {"val_top5": topk_accuracy(scores, labels, k=5)} if scores.shape[1] > 5 else {}
-    return {"val_top1": topk_accuracy(scores, labels), **top5}
-
-
-def _loss_name(config: TrainConfig, *, multi_label: bool) -> str:
-    if config.loss == "ce" and multi_label:
-        raise ConfigError("cross-entropy needs one label an image", where="--loss", hint="use --loss bce or auto")
-    if config.loss == "auto":
-        return "bce" if multi_label else "ce"
-    return config.loss
+def _probe(work: Work, measurement: Measurement | None) -> History:
+    """Fit the head alone and return a history of one row."""
+    if work.world.size > 1:
+        raise ConfigError("--linear-probe runs in one process", hint="start it without torchrun")
+    clock = time.monotonic()
+    module = work.classifier.module.eval()
+    loss = fit_head(work.classifier, work.features(), loss=work.loss_name, weight_decay=work.config.weight_decay)
+    row = {"epoch": 1, "loss": loss}
+    row |= {} if measurement is None else measurement.measure(module, localizes=work.config.eval_loc > 0)
+    history = [row | {"seconds": round(time.monotonic() - clock, 3)}]
+    write_history(work.config.out, history)
+    return history
 
 
 def _freeze_backbone(classifier: Classifier) -> None:

@@ -38,7 +38,9 @@ class LoopOptions:
     epochs: int = 10
     """Passes over the training images."""
     batch_size: int = 32
-    """Images a step; a last smaller batch of an epoch is left out."""
+    """Images a batch; a last smaller batch of an epoch is left out."""
+    accumulate: int = 1
+    """Batches a step of the optimizer; with torchrun, that many in each process."""
     opt: str = "adamw"
     """Optimizer, by timm's name."""
     lr: float = 1e-3
@@ -82,7 +84,7 @@ class LoopOptions:
         Raises:
             ConfigError: Naming the flag.
         """
-        for name in ("epochs", "batch_size"):
+        for name in ("epochs", "batch_size", "accumulate"):
             _expect(getattr(self, name) >= 1, name, "at least 1", getattr(self, name))
         _expect(self.lr > 0, "lr", "positive", self.lr)
         _expect(0 <= self.warmup_epochs < self.epochs, "warmup_epochs", "fewer than --epochs", self.warmup_epochs)
@@ -99,22 +101,35 @@ class TrainConfig(LoopOptions, DataOptions):
     model: str | None = None
     """timm model name; not needed when --checkpoint is a run of wsol train."""
     checkpoint: str | None = None
-    """Weights to start from: a file, a run folder of wsol train, or pip:PACKAGE."""
+    """Weights to start from: a file, a run folder of wsol train, or pip:PACKAGE. A head for other classes starts
+    anew."""
     pretrained: bool = False
     """Start from timm's pretrained weights of the hub."""
+    layer_decay: float | None = None
+    """Factor on the learning rate from each layer to the one below it, for example 0.75."""
     freeze_backbone: bool = False
     """Train the head only."""
     linear_probe: bool = False
     """Fit the head alone, by logistic regression on the standardised features of the whole images: one pass, no
     epochs; --weight-decay is its penalty."""
     mix: str = "none"
-    """Mix strategy."""
+    """Mix strategy (wsol info mix lists them); choice and until combine others."""
     mix_options: Mapping[str, Any] = field(default_factory=dict)
     """Options of the mix strategy."""
-    loss: Literal["auto", "ce", "bce"] = "auto"
-    """ce: soft-target cross-entropy; bce: binary cross-entropy a class; auto: bce where images hold several classes."""
+    label_maps: Path | None = None
+    """Run of wsol cam with maps of the training images, for strategies that weigh labels by a teacher's maps."""
+    loss: Literal["auto", "ce", "bce", "asl"] = "auto"
+    """ce: soft-target cross-entropy; bce: binary cross-entropy a class (multi-label soft margin); asl: asymmetric loss;
+    auto: bce where images hold several classes, else ce."""
+    class_balance: float = 0.0
+    """Weigh classes by (1 - b) / (1 - b^n), the inverse of the effective number of their n images, for example 0.999;
+    0: all alike."""
+    asl_gamma: tuple[float, float] = (0.0, 4.0)
+    """Focusing powers of asl for classes that are there and that are not."""
+    asl_margin: float = 0.05
+    """Probability below which asl gives up on a class that is not there."""
     smoothing: float = 0.0
-    """Label smoothing: towards 1 / classes with ce, towards 0.5 with bce."""
+    """Label smoothing: towards 1 / classes with ce, towards 0.5 with the others."""
     img_size: int = 224
     """Side of the network's input in pixels."""
     resize: Literal["crop", "squash"] = "crop"
@@ -125,6 +140,11 @@ class TrainConfig(LoopOptions, DataOptions):
     """Probability of a mirror image."""
     color_jitter: float = 0.0
     """Strength of random brightness, contrast and saturation."""
+    eval_loc: int = 0
+    """Measure localization on --val-split after every N-th epoch and the last, and keep the best weights of each
+    measure; 0: never."""
+    loc_method: str = "auto"
+    """Map method of --eval-loc; auto: cam where the network pools its features, else gradcam."""
 
     def validate(self) -> None:
         """Check values that a type cannot.
@@ -135,11 +155,20 @@ class TrainConfig(LoopOptions, DataOptions):
         super().validate()
         _expect(self.img_size >= 1, "img_size", "at least 1", self.img_size)
         _expect(0 <= self.smoothing < 1, "smoothing", "in [0, 1)", self.smoothing)
+        _expect(0 <= self.class_balance < 1, "class_balance", "in [0, 1)", self.class_balance)
+        _expect(min(self.asl_gamma) >= 0, "asl_gamma", "two numbers of at least 0", self.asl_gamma)
+        _expect(0 <= self.asl_margin < 1, "asl_margin", "in [0, 1)", self.asl_margin)
+        _expect(self.layer_decay is None or 0 < self.layer_decay <= 1, "layer_decay", "in (0, 1]", self.layer_decay)
+        _expect(self.eval_loc >= 0, "eval_loc", "0 or more", self.eval_loc)
         _expect(0 <= self.hflip <= 1, "hflip", "in [0, 1]", self.hflip)
         low, high = self.crop_scale
         _expect(0 < low <= high <= 1, "crop_scale", "LOW HIGH with 0 < LOW <= HIGH <= 1", self.crop_scale)
         if self.linear_probe and self.mix != "none":
             raise ConfigError(f"--linear-probe sees each image as it is, so it cannot go with --mix {self.mix}")
+        if self.linear_probe and (self.loss == "asl" or self.class_balance):
+            raise ConfigError("--linear-probe fits plain ce or bce", hint="leave out --loss asl and --class-balance")
+        if self.eval_loc and self.val_split is None:
+            raise ConfigError("--eval-loc needs images to measure on", hint="give --val-split")
         if self.model is None and self.checkpoint is None:
             raise ConfigError("no model", hint="give --model NAME, or --checkpoint with a run of wsol train")
 

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     Criterion = Callable[[Tensor, Tensor], Tensor]
 
 Need = Literal["attention", "layers", "tokens", "label_maps"]
+Family = Literal["delete", "cut", "mixup", "attention", "other"]
 Draws = Mapping[str, Any]
 Partner = Literal["flip", "perm"]
 
@@ -84,6 +85,7 @@ class Context:
         label_maps: Float (B, K, h, w), stored score maps of the images, cut and mirrored like them; None unless the
             strategy needs "label_maps".
         amp: Whether forward passes run in mixed precision.
+        multi_label: Whether the criterion takes one sigmoid a class instead of one softmax.
     """
 
     classifier: Classifier
@@ -93,21 +95,34 @@ class Context:
     epochs: int = 1
     label_maps: Tensor | None = None
     amp: bool = False
+    multi_label: bool = False
 
 
-class MixStrategy(ABC):
-    """One way to mix; subclasses are frozen dataclasses whose fields are the options.
+class Strategy(ABC):
+    """What both kinds of strategy share: facts for `wsol info mix`, needs, randomness and state.
 
-    A training step calls `draw`, `mix`, `forward`, `loss`, and after the optimizer `after_step`. State, such as
-    networks of the strategy's own or moving averages, lives in the module that `own` makes.
+    State, such as networks of the strategy's own, moving averages or the policy of an agent, lives in the module that
+    `own` makes; the strategy itself is a frozen dataclass whose fields are the options.
     """
 
+    family: ClassVar[Family] = "other"
+    """delete (cut and delete), cut (cut and mix), mixup, attention (what a transformer attends to), other."""
+    paper: ClassVar[str] = ""
+    """Authors and venue: "Yun et al., ICCV 2019"."""
+    cost: ClassVar[str] = "none"
+    """What a step computes beside one forward and one backward pass: "none", "1 fwd", "1 fwd + 1 bwd"."""
+    keeps_label_mass: ClassVar[bool] = True
+    """Whether the targets of an image with one label sum to 1."""
     needs: ClassVar[frozenset[Need]] = frozenset()
     """What `forward` has to read beside the logits, and "label_maps" for those of the context."""
 
+    def wants(self) -> frozenset[Need]:
+        """Return the needs with these options; by default `needs`."""
+        return self.needs
+
     @abstractmethod
     def draw(self, x: Tensor, generator: np.random.Generator) -> Draws:
-        """Draw every random number that mixing this batch takes.
+        """Draw every random number that this batch takes.
 
         Args:
             x: (B, C, H, W); only its shape counts.
@@ -116,6 +131,33 @@ class MixStrategy(ABC):
         Returns:
             Names to numbers and arrays; tests put in those of a reference.
         """
+
+    def check(self, classifier: Classifier) -> None:  # noqa: B027 (most strategies train any model)
+        """Refuse a model that the strategy cannot train.
+
+        Raises:
+            ModelError: Saying what the strategy needs.
+        """
+
+    def own(self, classifier: Classifier) -> nn.Module | None:
+        """Return the strategy's own networks and state, or None.
+
+        Parameters that want a gradient are trained along, with the learning rate times the attribute `lr_scale` of the
+        module (or of the part of it) that holds them, 1 by default. The whole `state_dict` is in the checkpoints and
+        nothing of it in the saved classifier. The module is in training mode when an epoch starts. Initial weights may
+        be drawn from torch's generator, which the trainer seeds.
+        """
+        return None
+
+    def after_step(self, context: Context) -> None:  # noqa: B027 (most strategies have no state)
+        """Update the strategy's own state after a step of the optimizer.
+
+        A step may hold several batches (accumulation), and none of this strategy where others are mixed in between.
+        """
+
+
+class MixStrategy(Strategy):
+    """One way to mix; a training step calls `draw`, `mix`, `forward`, `loss`, and after the optimizer `after_step`."""
 
     @abstractmethod
     def mix(self, x: Tensor, y: Tensor, draws: Draws, context: Context | None = None) -> Mixed:
@@ -128,22 +170,11 @@ class MixStrategy(ABC):
             context: Strategies that look at saliency, features or maps of the clean images ask the model there.
         """
 
-    def check(self, classifier: Classifier) -> None:  # noqa: B027 (most strategies train any model)
-        """Refuse a model that the strategy cannot train.
-
-        Raises:
-            ModelError: Saying what the strategy needs.
-        """
-
-    def own(self, classifier: Classifier) -> nn.Module | None:
-        """Return the strategy's own networks and state; its parameters are trained along, all of it is checkpointed."""
-        return None
-
     def forward(self, mixed: Mixed, context: Context) -> Output:
         """Run the network on the mixed images and read what `needs` names."""
         from wsol.mix._forward import forward
 
-        return forward(context.classifier, mixed.images, needs=self.needs, amp=context.amp)
+        return forward(context.classifier, mixed.images, needs=self.wants(), amp=context.amp)
 
     def relabel(self, mixed: Mixed, output: Output) -> Tensor:
         """Return the targets (B, K) once the network has seen the mixed images; by default the mixed labels."""
@@ -153,16 +184,9 @@ class MixStrategy(ABC):
         """Return the loss of a mixed batch, a scalar."""
         return context.criterion(output.logits, self.relabel(mixed, output))
 
-    def after_step(self, context: Context) -> None:  # noqa: B027 (most strategies have no state)
-        """Update the strategy's own state after a step of the optimizer."""
 
-
-class StepStrategy(ABC):
-    """A strategy that replaces the whole training step; subclasses are frozen dataclasses like `MixStrategy`."""
-
-    @abstractmethod
-    def draw(self, x: Tensor, generator: np.random.Generator) -> Draws:
-        """Draw every random number of a step; see `MixStrategy.draw`."""
+class StepStrategy(Strategy):
+    """A strategy that replaces the whole training step."""
 
     @abstractmethod
     def step(

@@ -11,6 +11,7 @@ from typing import Any
 from torch import nn
 
 from wsol.errors import ModelError, did_you_mean
+from wsol.models._wrapped import WRAPPERS, wrap
 
 
 def build(
@@ -19,7 +20,8 @@ def build(
     """Build a timm model.
 
     Args:
-        name: timm model name, with or without a tag ("resnet50.a1_in1k").
+        name: timm model name, with or without a tag ("resnet50.a1_in1k"); a wrapper may stand before it
+            ("dynamic_tokens:deit_small_patch16_224").
         num_classes: Outputs of the head; None for the model's own, 0 for none.
         img_size: Side in pixels for architectures of a fixed input size; the others need none.
         pretrained: Load timm's weights from the hub.
@@ -30,6 +32,10 @@ def build(
     """
     import timm
 
+    wrapper, _, inner = name.partition(":")
+    if wrapper in WRAPPERS:
+        options: dict[str, Any] = {"num_classes": num_classes, "img_size": img_size, "output_stride": output_stride}
+        return wrap(wrapper, build(inner, pretrained=pretrained, **options))
     if ":" not in name and not timm.is_model(name):
         hint = did_you_mean(name, timm.list_models())
         hint = hint if hint.startswith("did you mean") else "timm.list_models() lists them all"
