@@ -10,5 +10,6 @@ project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text
 extras = project["optional-dependencies"]
 runtime = [*project["dependencies"], *extras["demo"]]
 pinned = [re.sub(r">=", "==", requirement) for requirement in runtime]
-testing = [requirement for requirement in extras["dev"] if requirement.startswith(("pytest", "hypothesis"))]
+linting = ("ruff", "mypy", "import-linter", "types-")
+testing = [requirement for requirement in extras["dev"] if not requirement.startswith(linting)]
 print(" ".join((*pinned, *testing)))

@@ -12,7 +12,16 @@ import importlib
 from typing import Any
 
 __version__ = "0.1.0"
-_VERBS = ("train", "make_maps", "make_masks", "segment_train", "segment_predict", "demo_image")
+_VERBS = (
+    "train",
+    "make_maps",
+    "make_masks",
+    "segment_train",
+    "segment_self_train",
+    "segment_predict",
+    "segment_export",
+    "demo_image",
+)
 _EVALUATE = ("evaluate_localization", "evaluate_segmentation")
 _ROOMS = ("cams", "data", "eval", "mix", "models", "refine", "report", "schema")
 __all__ = [*_VERBS, *_EVALUATE, *_ROOMS]  # noqa: PLE0604

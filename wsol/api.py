@@ -35,3 +35,9 @@ segment_predict = _verb(
     "segment_predict", "wsol.engine.segment_options:SegmentPredictConfig", "wsol.engine.segment:segment_predict"
 )
 demo_image = _verb("demo_image", "wsol.engine.demo_options:ImageDemoConfig", "wsol.engine.demo_image:demo_image")
+segment_self_train = _verb(
+    "segment_self_train", "wsol.engine.segment_options:SelfTrainConfig", "wsol.engine.self_train:self_train"
+)
+segment_export = _verb(
+    "segment_export", "wsol.engine.segment_options:SegmentExportConfig", "wsol.engine.export_onnx:export_onnx"
+)

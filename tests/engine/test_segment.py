@@ -15,8 +15,10 @@ from torch import nn
 from wsol import data
 from wsol.cli import segment as verb
 from wsol.engine import fit as fit_module
-from wsol.engine.segment import masked_cross_entropy, segment_predict, segment_train, with_masks
-from wsol.engine.segment_infer import predict_labels
+from wsol.engine.losses_segment import masked_cross_entropy
+from wsol.engine.mask_source import with_masks
+from wsol.engine.segment import segment_predict, segment_train
+from wsol.engine.segment_infer import View, predict_labels
 from wsol.engine.segment_options import SegmentPredictConfig, SegmentTrainConfig
 from wsol.errors import ConfigError, DataError, StoreError
 from wsol.models.segmenter import Segmenter, SegmenterFacts, load_segmenter
@@ -218,7 +220,7 @@ def test_padding_is_cut_off_and_nothing_is_shifted(size, scales, flip):
     truth[size[0] // 2 :, : size[1] // 3] = 1
     truth[: size[0] // 4] = 2
     np.put_along_axis(image, truth[..., None], 255, axis=2)
-    labels = predict_labels(segmenter, image, device=CPU, scales=scales, flip=flip)
+    labels = predict_labels(segmenter, image, View(scales=scales, flip=flip), device=CPU)
     assert labels.shape == size
     assert labels.dtype == np.uint8
     if scales == (1.0,):

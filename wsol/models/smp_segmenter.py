@@ -1,0 +1,124 @@
+"""Segmentation networks of segmentation_models_pytorch, and DeepLabV2 with the same encoders.
+
+`tu-NAME` opens every timm model that gives feature maps, so that the encoder can start from the very classifier that
+made the pseudo-masks.
+"""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from pathlib import Path
+from typing import Any
+
+import segmentation_models_pytorch as smp
+import timm
+from torch import Tensor, nn
+
+from wsol.errors import ModelError, did_you_mean
+from wsol.models.classifier import load_classifier
+from wsol.models.deeplabv2 import DeepLabV2
+
+Statistics = tuple[tuple[float, ...], tuple[float, ...]]
+_log = logging.getLogger("wsol")
+IMAGENET: Statistics = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+_DEEPLABV2 = "deeplabv2"
+_COARSER = {"pan": 128}  # pools three times below the encoder's last map
+_ENOUGH = 0.5  # an encoder that finds fewer of its tensors in a checkpoint is another network
+
+
+def architectures() -> list[str]:
+    """Return the names that `build_smp` takes."""
+    return sorted([*smp.MODEL_ARCHITECTURES_MAPPING, _DEEPLABV2])
+
+
+def build_smp(arch: str, encoder: str, channels: int, encoder_weights: str | None) -> nn.Module:
+    """Build a network.
+
+    Args:
+        arch: One of `architectures`.
+        encoder: Encoder of segmentation_models_pytorch, or "tu-NAME".
+        channels: Classes, background included.
+        encoder_weights: Weights of the encoder from the hub; None for new ones.
+
+    Returns:
+        A module with `encoder`, `decoder` and `segmentation_head`.
+
+    Raises:
+        ModelError: On an unknown encoder, a pair that does not fit, or weights that cannot be fetched.
+    """
+    if encoder.startswith("tu-"):
+        known = timm.list_models()
+        if encoder[3:].partition(".")[0] not in known:
+            raise ModelError(f"timm has no model '{encoder[3:]}'", hint=did_you_mean(encoder[3:], known))
+    elif encoder not in smp.encoders.get_encoder_names():
+        hint = did_you_mean(encoder, smp.encoders.get_encoder_names()) + "; tu-NAME takes a timm model"
+        raise ModelError(f"unknown encoder '{encoder}'", where="--encoder", hint=hint)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # smp warns of tu- encoders whose weights it calls True, not 'imagenet'
+            if arch == _DEEPLABV2:
+                backbone = smp.encoders.get_encoder(encoder, weights=encoder_weights, output_stride=8)
+                return DeepLabV2(backbone, channels)
+            module: nn.Module = smp.create_model(
+                arch, encoder_name=encoder, encoder_weights=encoder_weights, in_channels=3, classes=channels
+            )
+            return module
+    except Exception as error:  # smp, timm and the hub raise many kinds
+        hint = "choose another pair; see the list of segmentation_models_pytorch"
+        if encoder_weights is not None:
+            hint = "the hub must be reachable; without it, give --checkpoint, or leave --encoder-weights out"
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise ModelError(f"cannot make '{arch}' with encoder '{encoder}': {reason}", hint=hint) from error
+
+
+def smp_stride(module: Any, arch: str) -> int:
+    """Return what the sides of the input must be multiples of."""
+    needed = int(getattr(module.encoder, "output_stride", 32))
+    usual = _COARSER.get(arch, 32)
+    return usual if usual % needed == 0 else needed
+
+
+def statistics(encoder: str) -> Statistics:
+    """Return mean and std of a timm encoder's own weights, else those of ImageNet."""
+    config = timm.models.get_pretrained_cfg(encoder[3:]) if encoder.startswith("tu-") else None
+    return IMAGENET if config is None else (tuple(config.mean), tuple(config.std))
+
+
+def take_encoder(module: Any, encoder: str, checkpoint: str) -> Statistics:
+    """Copy the tensors that encoder and classifier share.
+
+    Args:
+        module: Network of `build_smp`; changed in place.
+        encoder: Its encoder.
+        checkpoint: Run folder of wsol train, or a file of timm weights.
+
+    Returns:
+        Mean and std of the classifier.
+
+    Raises:
+        ModelError: When the classifier is another network.
+    """
+    run = (Path(checkpoint) / "model.json").is_file()
+    classifier = load_classifier(None if run else encoder.removeprefix("tu-"), checkpoint=checkpoint)
+    # Feature extractors of timm flatten 'stages.0' to 'stages_0', so names are compared without dots.
+    given = {_flat(name): value for name, value in classifier.module.state_dict().items()}
+    own: dict[str, Tensor] = module.encoder.state_dict()
+    found = {
+        name: given[key]
+        for name, value in own.items()
+        if (key := _flat(name.removeprefix("model."))) in given and given[key].shape == value.shape
+    }
+    if len(found) < _ENOUGH * len(own):
+        raise ModelError(
+            f"only {len(found)} of the {len(own)} tensors of encoder '{encoder}' are in the checkpoint",
+            where=checkpoint,
+            hint="the encoder must be the classifier's network: --encoder tu-NAME with the same timm name",
+        )
+    module.encoder.load_state_dict({**own, **found})
+    _log.info("encoder: %d of %d tensors from %s", len(found), len(own), checkpoint)
+    return classifier.mean, classifier.std
+
+
+def _flat(name: str) -> str:
+    return name.replace(".", "_")
