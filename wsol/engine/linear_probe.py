@@ -74,7 +74,7 @@ def fit_head(
         return float(total.detach())
 
     with torch.enable_grad():
-        solver.step(closure)
+        solver.step(closure)  # type: ignore[no-untyped-call]
     with torch.no_grad():
         folded = weight / deviation
         head.weight.copy_(folded)

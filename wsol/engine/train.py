@@ -17,7 +17,7 @@ from wsol.engine.fit import History, Trained, fit, has_ended, read_history, writ
 from wsol.engine.label_maps import open_label_maps
 from wsol.engine.linear_probe import fit_head
 from wsol.engine.loaders import load_splits
-from wsol.engine.losses import loss_name, smooth
+from wsol.engine.losses import loss_name
 from wsol.engine.measure import Measurement, check_localizable, map_method
 from wsol.engine.model_card import write_model_card
 from wsol.engine.optim import check_optimizer, make_optimizer
@@ -33,7 +33,7 @@ from wsol.models.checkpoints import head_names, resolve
 from wsol.models.classifier import Classifier, load_classifier, save_classifier
 from wsol.store.runs import file_hash, open_run
 
-__all__ = ["checkpoint_hash", "prepare", "smooth", "train"]
+__all__ = ["checkpoint_hash", "prepare", "train"]
 
 _log = logging.getLogger("wsol")
 

@@ -247,6 +247,9 @@ def load_classifier(
                 f"the run holds a '{card.name}', not a '{name}'", where=checkpoint, hint="leave out --model"
             )
         name, img_size = card.name, img_size or card.img_size
+    elif path is not None and name is None and (path.parent / "model.json").is_file():  # best_loc.safetensors of a run
+        card, _ = read_card(path.parent)
+        name, img_size = card.name, img_size or card.img_size
     if name is None:
         raise ModelError("no model name", hint="give --model NAME, or a run folder of wsol train")
     with torch.random.fork_rng(devices=[]):

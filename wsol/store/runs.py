@@ -30,6 +30,8 @@ _OWN_FILES = (
     "instances",
     "instances.coco.json",
     "recipe.yaml",
+    "curves.svg",
+    "card.md",
     "pseudo.coco.json",
     "stages.json",
     "results.zip",

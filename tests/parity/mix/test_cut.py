@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 
 from wsol import mix
-from wsol.engine.train import smooth
+from wsol.engine.losses import smooth
 from wsol.mix._fine_grained import centre_surround
 from wsol.mix.attentive_cutmix import attended
 from wsol.mix.cutmix import cut_box

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from wsol import mix
-from wsol.engine.train import smooth
+from wsol.engine.losses import smooth
 
 pytestmark = pytest.mark.parity
 CLASSES = 10
