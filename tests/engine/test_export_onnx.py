@@ -33,7 +33,9 @@ def test_the_graph_takes_any_number_of_images(tmp_path, arch, encoder):
         torch.testing.assert_close(program.module()(images), module(images))
 
 
-@pytest.mark.parametrize(("arch", "encoder"), NETWORKS)
+@pytest.mark.parametrize(
+    ("arch", "encoder"), [pytest.param(*names, marks=pytest.mark.slow) for names in NETWORKS[:2]] + NETWORKS[2:]
+)
 def test_the_file_says_what_torch_says(tmp_path, arch, encoder):
     onnx, runtime = pytest.importorskip("onnx"), pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")
