@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PYTEST_FLAGS ?= -n 2 -m "not slow"
 
-.PHONY: help setup demo test slow lint bench minimum clean
+.PHONY: help setup demo test slow lint docs bench minimum clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  \1	\2/p' $(MAKEFILE_LIST)
@@ -31,6 +31,9 @@ lint: setup ## format, lint, types, import floors
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+docs: setup ## the documentation site, in docs/_build/html
+	$(BIN)/python -m sphinx -b html -W --keep-going -E -q docs docs/_build/html
 
 bench: setup ## speed and memory beside the peers, as JSON in runs/
 	mkdir -p runs

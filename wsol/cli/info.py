@@ -1,4 +1,4 @@
-"""`wsol info`: show versions, devices, clashes, methods and the data found; `wsol info mix`: the mix strategies."""
+"""`wsol info`: show versions, devices, clashes, methods and data; mix: the mix strategies; cite NAME: BibTeX."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any
 
+from wsol.cli import cite
 from wsol.cli.parse import parse
-from wsol.registry import Registry
 from wsol.store.runs import code_hash, versions
 
 
@@ -34,6 +34,8 @@ def run(argv: Sequence[str]) -> int:
     """Print the facts; return the exit status: 1 when two packages clash."""
     if argv[:1] == ["mix"]:
         return _show_mix(argv[1:])
+    if argv[:1] == ["cite"]:
+        return cite.run(argv[1:])
     config = parse(InfoConfig, argv, prog="wsol info")
     facts = collect()
     if config.json:
@@ -55,7 +57,7 @@ def collect() -> dict[str, Any]:
     root = Path(os.environ.get("WSOL_DATA") or "/nonexistent")
     facts["data"] = sorted(item.name for item in root.iterdir() if item.is_dir()) if root.is_dir() else []
     for title, room in _METHODS:
-        registry = _registry(room)
+        registry = cite.registry(f"wsol.{room}")
         facts[title] = {name: registry.summary(name) for name in registry.names()}
     facts["clashes"] = _clashes()
     return facts
@@ -111,11 +113,6 @@ def _show_mix(argv: Sequence[str]) -> int:
         table.add_row(family, row["name"], row["paper"], ", ".join(row["needs"]), row["cost"], mass)
     Console().print(table)
     return 0
-
-
-def _registry(room: str) -> Registry[Any]:
-    module = __import__(f"wsol.{room}", fromlist=["*"])
-    return next(value for value in vars(module).values() if isinstance(value, Registry))
 
 
 def _devices() -> list[str]:

@@ -188,10 +188,6 @@ def versions() -> dict[str, str]:
     return found
 
 
-def _holds_other_files(path: Path) -> bool:
-    return path.is_dir() and any(not item.name.startswith(".") and item.name != "log.txt" for item in path.iterdir())
-
-
 def _holds_files(path: Path) -> bool:
     return path.is_dir() and any(not item.name.startswith(".") and item.name != "log.txt" for item in path.iterdir())
 
