@@ -14,8 +14,12 @@ from typing import Any
 __version__ = "0.1.0"
 _VERBS = (
     "train",
+    "choose_prompts",
     "make_maps",
     "make_masks",
+    "sweep_masks",
+    "train_affinity",
+    "make_instances",
     "segment_train",
     "segment_self_train",
     "segment_predict",

@@ -41,3 +41,13 @@ segment_self_train = _verb(
 segment_export = _verb(
     "segment_export", "wsol.engine.segment_options:SegmentExportConfig", "wsol.engine.export_onnx:export_onnx"
 )
+sweep_masks = _verb("sweep_masks", "wsol.engine.sweep_masks:SweepConfig", "wsol.engine.sweep_masks:sweep_masks")
+train_affinity = _verb(
+    "train_affinity", "wsol.engine.affinity_options:AffinityConfig", "wsol.engine.train_affinity:train_affinity"
+)
+make_instances = _verb(
+    "make_instances", "wsol.engine.instance_options:InstanceConfig", "wsol.engine.make_instances:make_instances"
+)
+choose_prompts = _verb(
+    "choose_prompts", "wsol.engine.clip_prompts:ClipPromptsConfig", "wsol.engine.clip_prompts:choose_prompts"
+)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+_LISTED = 24
+
 
 class WsolError(Exception):
     """A mistake in what the user gave: one line and a hint, never a traceback.
@@ -54,7 +56,7 @@ def _rebuild(kind: type[WsolError], what: str, where: object, hint: str | None) 
 
 
 def did_you_mean(word: str, choices: Iterable[str]) -> str:
-    """Build a hint that names the nearest choice, or else lists them all.
+    """Build a hint that names the nearest choice, or else lists them, the first ones where there are many.
 
     Args:
         word: What the user wrote.
@@ -67,4 +69,5 @@ def did_you_mean(word: str, choices: Iterable[str]) -> str:
     near = difflib.get_close_matches(word, names, n=1, cutoff=0.55)
     if near:
         return f"did you mean '{near[0]}'?"
-    return "choose from " + ", ".join(names) if names else "there is nothing to choose from"
+    listed = names if len(names) <= _LISTED else [*names[: _LISTED - 1], f"... ({len(names)} in all)"]
+    return "choose from " + ", ".join(listed) if names else "there is nothing to choose from"

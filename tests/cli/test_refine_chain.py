@@ -33,6 +33,11 @@ def test_one_refiner_has_flat_options(capsys):
     assert yaml.safe_load(text)["options"] == {}
 
 
+def test_help_names_what_belongs_to_the_verb(capsys):
+    text = printed(capsys, "--help")
+    assert all(word in text for word in ("--sweep", "train-affinity", "instances", "-c recipe.yaml"))
+
+
 def test_help_lists_the_options_of_each(capsys):
     text = printed(capsys, "--method", "pamr,densecrf", "--help")
     assert "--options.pamr.iterations" in text

@@ -139,7 +139,7 @@ def test_kill_and_run_again_equals_an_uninterrupted_run(photos, checkpoint, tmp_
 def test_other_options_are_refused_and_overwrite_replaces(photos, checkpoint, tmp_path):
     run = tmp_path / "run"
     make_maps(config(photos, checkpoint, run, limit=2))
-    with pytest.raises(StoreError, match=r"normalize was 'relu'.*--overwrite"):
+    with pytest.raises(StoreError, match=r"normalize was 'auto'.*--overwrite"):
         make_maps(config(photos, checkpoint, run, limit=2, normalize="minmax"))
     assert make_maps(config(photos, checkpoint, run, limit=4)).skipped == 2
     assert make_maps(config(photos, checkpoint, run, limit=2, normalize="minmax", overwrite=True)).done == 2

@@ -170,11 +170,28 @@ def test_an_image_without_labels_has_no_maps_and_ends_nothing(clip_config, photo
     assert len(read_rows(tmp_path / "run")) == 21
 
 
-@pytest.mark.parametrize("method", ["gradcam", "clip_es"])
-def test_mixed_precision_is_close(clip_config, tmp_path, method):
+@pytest.mark.parametrize(("method", "default"), [("gradcam", "relu"), ("clip_es", "minmax")])
+def test_a_method_says_how_its_maps_are_normalized(clip_config, tmp_path, method, default):
+    found = {}
+    for how in ("auto", "relu", "minmax"):
+        make_maps(clip_config(how, method=method, limit=2, normalize=how))
+        found[how] = read_maps(tmp_path / how, "cat/02.png").values
+    assert not np.array_equal(found["relu"], found["minmax"])
+    np.testing.assert_array_equal(found["auto"], found[default])
+
+
+@pytest.mark.parametrize(
+    ("method", "dtype"), [("gradcam", "bfloat16"), ("clip_es", "bfloat16"), ("clip_es", "float16")]
+)
+def test_mixed_precision_is_close(clip_config, tmp_path, method, dtype):
     make_maps(clip_config("exact", method=method, limit=4))
-    make_maps(clip_config("mixed", method=method, limit=4, amp=True))
+    make_maps(clip_config("mixed", method=method, limit=4, amp=True, amp_dtype=dtype))
     exact, mixed = (read_maps(tmp_path / run, "cat/00.png") for run in ("exact", "mixed"))
     np.testing.assert_allclose(mixed.values.astype(float), exact.values.astype(float), atol=0.2)
     assert np.corrcoef(mixed.values.ravel(), exact.values.ravel())[0, 1] > 0.98
     assert not np.array_equal(mixed.logits, exact.logits)
+
+
+def test_float16_is_refused_where_gradients_would_underflow(clip_config):
+    with pytest.raises(ConfigError, match="float16 gradients of 'gradcam' would underflow"):
+        make_maps(clip_config("half", method="gradcam", amp=True, amp_dtype="float16"))

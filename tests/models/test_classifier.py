@@ -162,6 +162,7 @@ def test_wrapping_leaves_the_model_alone():
     ("call", "message"),
     [
         (lambda: load_classifier("resnet_18"), "unknown model 'resnet_18' .*did you mean 'resnet18'"),
+        (lambda: load_classifier(__file__), "it is a path: give it as --checkpoint"),
         (lambda: load_classifier("test_resnet.nope_tag"), "Invalid pretrained tag"),
         (lambda: load_classifier(), "no model name .*--model NAME"),
         (lambda: load_classifier("test_resnet", checkpoint=__file__, pretrained=True), "two sources"),

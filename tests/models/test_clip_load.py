@@ -126,6 +126,7 @@ def test_older_names_and_shapes_load_into_custom_text_models(tmp_path):
     [
         ("clip:Tiny-16-quickgel", {}, "did you mean 'Tiny-16-quickgelu'"),
         ("clip:nothing-like-it-at-all", {}, "unknown CLIP model"),
+        ("resnet18", {}, "no CLIP model"),
         ("clip:Tiny-16", {"original": True}, "clip:Tiny-16-quickgelu"),
         ("clip:ViT-B-32-quickgelu", {}, "do not fit"),
         ("clip:Tiny-RN", {}, "do not fit|ResNet"),

@@ -189,6 +189,15 @@ def test_bad_background_rules_are_refused(rule: dict[str, float]) -> None:
         with_background(np.zeros((1, 4, 6), np.float32), **rule)
 
 
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+@pytest.mark.parametrize("methods", ["threshold", "getam_completion"])
+def test_labels_of_scores_that_are_no_numbers_are_refused(methods: str, bad: float) -> None:
+    scores = np.full((2, 5, 4), 0.5, np.float32)
+    scores[1, 2, 3] = bad
+    with pytest.raises(DataError, match="NaN or infinity"):
+        chain(methods).label(scores, [3])
+
+
 def test_labels_are_class_id_plus_one_and_255_below_the_confidence() -> None:
     scores = np.array([[[0.6, 0.2, 0.1, 0.5]], [[0.3, 0.7, 0.2, 0.5]], [[0.1, 0.1, 0.94, 0.0]]], np.float32)
     labels, confidence = to_labels(scores, [14, 3], min_confidence=0.6)

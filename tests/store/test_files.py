@@ -65,6 +65,14 @@ def test_a_flipped_bit_in_a_map_file_is_noticed(tmp_path):
         read_maps(tmp_path, "x")
 
 
+def test_a_file_that_is_no_archive_gives_no_advice_on_pickles(tmp_path):
+    path = map_path(tmp_path, "x")
+    path.parent.mkdir(parents=True)
+    path.write_bytes(b"torn")
+    with pytest.raises(StoreError, match="no npz archive"):
+        read_maps(tmp_path, "x")
+
+
 def test_a_pickle_is_never_loaded(tmp_path):
     path = map_path(tmp_path, "x")
     path.parent.mkdir(parents=True)

@@ -177,7 +177,8 @@ def read_layers(classifier: Classifier, tapped: Tapped, names: Sequence[str], im
     rows, columns = classifier.grid(*images.shape[-2:])
     layers = [tapped.attention[name] for name in names]
     if any(layer.shape[-1] != classifier.prefix_tokens + rows * columns for layer in layers):
-        raise ModelError("attention is not between the patches of the grid", where=classifier.name)
+        hint = "gradcam and layercam work with this model"
+        raise ModelError("attention is not between the patches of the grid", where=classifier.name, hint=hint)
     return layers
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -34,7 +35,13 @@ class RawMaps:
 
 @dataclass(frozen=True, kw_only=True)
 class MapMethod(ABC):
-    """One way to make maps; subclasses are frozen dataclasses whose fields are the options."""
+    """One way to make maps; subclasses are frozen dataclasses whose fields are the options.
+
+    Attributes:
+        normalization: What brings the maps to [0, 1] where nothing else is asked for: "relu" or "minmax".
+    """
+
+    normalization: ClassVar[Literal["relu", "minmax"]] = "relu"
 
     def bind(self, classifier: Classifier | nn.Module) -> BoundMethod:
         """Return the method for one classifier.

@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar, Literal
 
 import torch
 from timm.models.vision_transformer import VisionTransformer
@@ -39,13 +39,13 @@ _EPSILON = 1e-7
 class ClipES(MapMethod):
     """Softmax Grad-CAM of a CLIP model, spread along the attention.
 
-    Maps are not negative; `--normalize minmax` turns them into those of the paper, whose inputs take `--resize native`.
-    A map depends on the other classes of the image: they compete.
+    The paper's inputs take `--resize native`. A map depends on the other classes of the image: they compete.
 
     The blocks before the last run once for all classes, in half precision where the caller asks for it; the last block,
     its gradient in closed form, and the affinities are float32.
     """
 
+    normalization: ClassVar[Literal["relu", "minmax"]] = "minmax"  # maps that were spread have no zero
     affinity: bool = True
     """Spread the maps along the attention (CAA); without it they are those of softmax Grad-CAM."""
     layers: int = 8
@@ -61,7 +61,8 @@ class ClipES(MapMethod):
         """Refuse models that are no CLIP with a plain transformer, and options out of range."""
         module: Any = classifier.module
         if not isinstance(getattr(module, "head", None), ZeroShotHead):
-            raise ModelError("compares images with texts", where=classifier.name, hint="give --model clip:NAME")
+            what = "needs a model that compares images with texts"
+            raise ModelError(what, where=classifier.name, hint="give --model clip:NAME")
         plain = isinstance(module, VisionTransformer) and is_plain(module.blocks[-1], module.norm)
         if not plain or module.attn_pool is not None:
             raise ModelError("needs a plain vision transformer", where=classifier.name, hint="give clip:ViT-B-16")

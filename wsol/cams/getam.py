@@ -18,10 +18,10 @@ import torch
 from torch import Tensor
 
 from wsol.cams import CAMS
+from wsol.cams._attention import check_start_layer, patch_map, read_layers, require_attention, require_square
 from wsol.cams._gradient import class_gradients
 from wsol.cams._layers import check_scores
 from wsol.cams.base import ClassChoice, MapMethod, RawMaps, choose
-from wsol.errors import ConfigError, ModelError
 from wsol.models.classifier import Classifier
 from wsol.models.taps import tap
 
@@ -40,36 +40,22 @@ class GETAM(MapMethod):
 
     def check(self, classifier: Classifier) -> None:
         """Refuse models without attention over all tokens or without class scores, and blocks that are not there."""
-        count = len(classifier.attention)
-        if not count:
-            raise ModelError(
-                "needs attention between all patches, as in a plain vision transformer",
-                where=classifier.name,
-                hint="cam, gradcam and layercam work with this model",
-            )
+        require_attention(classifier)
         check_scores(classifier)
-        if self.start_layer is not None and not 0 <= self.start_layer < count:
-            raise ConfigError(f"start_layer must be in [0, {count - 1}], got {self.start_layer}", where="getam")
+        if self.start_layer is not None:
+            check_start_layer(classifier, self.start_layer)
 
     def maps(self, classifier: Classifier, images: Tensor, class_ids: ClassChoice) -> RawMaps:
         """Make the maps of a batch."""
         start = len(classifier.attention) // 2 if self.start_layer is None else self.start_layer
-        names, prefix = classifier.attention[start:], classifier.prefix_tokens
-        rows, columns = classifier.grid(*images.shape[-2:])
-        tokens = prefix + rows * columns
-        read = classifier.output_tokens
+        names, read = classifier.attention[start:], classifier.output_tokens
         with tap(classifier.module, attention=names, gradients=True) as tapped:
             scores = classifier.module(images.clone() if images.is_inference() else images.detach())
             logits = scores.detach().float()
             ids = choose(class_ids, logits)
-            layers = [tapped.attention[name] for name in names]
-            if any(layer.shape[2:] != (tokens, tokens) for layer in layers):
-                raise ModelError(
-                    "needs blocks in which every token attends to every token",
-                    where=classifier.name,
-                    hint="use gradcam",
-                )
-            maps = logits.new_zeros(len(ids), max((len(row) for row in ids), default=0), rows, columns)
+            layers = read_layers(classifier, tapped, names, images)
+            require_square(layers)
+            given = logits.new_zeros(len(ids), max((len(row) for row in ids), default=0), layers[0].shape[-1])
             for k, gradients in enumerate(class_gradients(scores, ids, layers)):
                 pairs = zip(layers, gradients, strict=True)
                 with torch.no_grad(), torch.autocast(images.device.type, enabled=False):
@@ -78,7 +64,8 @@ class GETAM(MapMethod):
                         for layer, gradient in pairs
                         if gradient is not None
                     )
-                    maps[:, k] = coupled[:, :, prefix:].mean(1).reshape(-1, rows, columns)
+                    given[:, k] = coupled.mean(1)
+            maps = patch_map(classifier, given, images)
         return RawMaps(tuple(maps[at, : len(row)] for at, row in enumerate(ids)), ids, logits)
 
 

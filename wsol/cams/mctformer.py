@@ -11,6 +11,7 @@ min-max.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -28,6 +29,7 @@ from wsol.models.taps import tap
 class MCTformer(MapMethod):
     """What the token of each class looks at, spread along the attention between patches."""
 
+    normalization: ClassVar[Literal["relu", "minmax"]] = "minmax"  # maps that were spread have no zero
     last_layers: int | None = None
     """Number of last blocks whose class tokens are read; default: all."""
     affinity: bool = True

@@ -17,6 +17,8 @@ def run(argv: Sequence[str]) -> int:
     """Parse the flags, and write the maps or choose the texts; return the exit status."""
     if argv and argv[0] == "clip-prompts":
         return _clip_prompts(argv[1:])
+    if "-h" in argv or "--help" in argv:
+        sys.stdout.write("wsol cam clip-prompts chooses the texts of a CLIP model and has a --help of its own.\n\n")
     config = parse(CamConfig, argv, prog="wsol cam", choices=[("method", "options", CAMS.get), _DATA])
     from wsol.engine.make_maps import make_maps  # torch takes seconds: not for --help
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import sys
 from collections.abc import Sequence
 
 from wsol.cli.parse import parse
@@ -11,6 +12,13 @@ from wsol.refine import option_type
 
 _ACTIONS = {"train-affinity": "wsol.cli.train_affinity", "instances": "wsol.cli.instances"}
 _METHOD = ("method", "options", option_type)
+_HINT = """\
+-c recipe.yaml takes the options that a sweep chose. More in this verb, each with --help of its own:
+  wsol refine --sweep         choose the background score and a refiner's options on one split
+  wsol refine train-affinity  learn the affinities of --method psa and irn
+  wsol refine instances       objects with masks, by an IRNet
+
+"""
 
 
 def run(argv: Sequence[str]) -> int:
@@ -22,6 +30,8 @@ def run(argv: Sequence[str]) -> int:
 
         rest = [word for word in argv if word != "--sweep"]
         return sweep_masks(parse(SweepConfig, rest, prog="wsol refine --sweep", choices=[_METHOD])).status
+    if "-h" in argv or "--help" in argv:
+        sys.stdout.write(_HINT)
     from wsol.engine.make_masks import make_masks
 
     return make_masks(parse(RefineConfig, argv, prog="wsol refine", choices=[_METHOD])).status

@@ -55,8 +55,9 @@ class BenchCamsConfig(BenchOptions):
     image's own size, rounded up to the stride."""
     prompts: str | None = None
     """Texts of CLIP models: voc, coco, or a YAML file; default: those of the data set."""
-    normalize: Literal["relu", "minmax"] = "relu"
-    """relu: drop negative evidence, divide by the maximum; minmax: shift and scale to [0, 1]."""
+    normalize: Literal["auto", "relu", "minmax"] = "auto"
+    """relu: drop negative evidence, divide by the maximum; minmax: shift and scale to [0, 1]; auto: minmax for clip_es
+    and mctformer, relu for the other methods."""
     batch_size: int = 16
     """Images a forward pass."""
     amp: bool = False

@@ -25,7 +25,7 @@ from wsol.engine.make_maps import load_model
 from wsol.engine.options import CamConfig
 from wsol.errors import ConfigError, WsolError
 from wsol.models.classifier import Classifier
-from wsol.ops.normalize import relu_max
+from wsol.ops.normalize import normalize
 from wsol.report.html import Figure, Gallery, write_report
 from wsol.report.overlays import contact_sheet, heatmap, shrink
 from wsol.schema import DatasetSpec, ScoreMaps
@@ -134,7 +134,7 @@ def _rows(
     rows: list[dict[str, _Image]] = []
     for name, method in bound.items():
         raw = method(inputs, lambda logits: [names.choose(logits[0], asked)])
-        values = relu_max(raw.values[0].float().cpu().numpy())
+        values = normalize(raw.values[0].float().cpu().numpy(), method.method.normalization)
         ids = np.arange(len(values), dtype=np.int16)
         maps = ScoreMaps(id="photo", values=values, class_ids=ids, image_size=photo.shape[:2]).at_image_size()
         overlays = [heatmap(photo, np.clip(plane, 0, 1)) for plane in maps]

@@ -223,7 +223,7 @@ def load_model(config: CamConfig, spec: DatasetSpec, device: torch.device) -> Cl
         device=device,
     )
     if config.amp:
-        halve_encoder(classifier.module)
+        halve_encoder(classifier.module, getattr(torch, config.amp_dtype))
     return classifier
 
 
@@ -236,7 +236,7 @@ def _compute(
     labels = [sample.labels for sample in loaded.samples]
     tensors = {scale: torch.from_numpy(array).to(device, non_blocking=True) for scale, array in loaded.inputs.items()}
     try:
-        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=config.amp):
+        with torch.autocast(device.type, dtype=getattr(torch, config.amp_dtype), enabled=config.amp):
             raw = multi_scale(
                 method,
                 lambda scale: tensors[scale],

@@ -9,10 +9,11 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from wsol.cams import CAMS
 from wsol.engine.options import CamConfig
 from wsol.engine.outcome import Outcome
 from wsol.errors import StoreError
-from wsol.ops.normalize import minmax, relu_max
+from wsol.ops.normalize import normalize
 from wsol.schema import Sample, ScoreMaps
 from wsol.store.manifest import Manifest
 from wsol.store.maps import write_maps
@@ -81,7 +82,8 @@ class MapWriter:
 
 def _finish(image: Computed, config: CamConfig) -> ScoreMaps:
     """Normalize raw maps and bring them to the size they are stored at."""
-    values = minmax(image.values) if config.normalize == "minmax" else relu_max(image.values)
+    how = CAMS.get(config.method).normalization if config.normalize == "auto" else config.normalize
+    values = normalize(image.values, how)
     maps = ScoreMaps(
         id=image.sample.id,
         values=values.astype(np.float16),

@@ -69,14 +69,17 @@ class CamConfig(JobOptions):
     """Input sizes, as factors of img_size; the maps are summed."""
     flip: bool = False
     """Add the maps of the mirrored image."""
-    normalize: Literal["relu", "minmax"] = "relu"
-    """relu: drop negative evidence, divide by the maximum; minmax: shift and scale to [0, 1]."""
+    normalize: Literal["auto", "relu", "minmax"] = "auto"
+    """relu: drop negative evidence, divide by the maximum; minmax: shift and scale to [0, 1]; auto: minmax for clip_es
+    and mctformer, relu for the other methods."""
     store: Literal["grid", "image"] = "grid"
     """Size of the stored maps: the model's own grid, or the image's size."""
     batch_size: int = 16
     """Images a forward pass."""
     amp: bool = False
-    """Mixed precision (bfloat16)."""
+    """Mixed precision."""
+    amp_dtype: Literal["bfloat16", "float16"] = "bfloat16"
+    """Type of --amp; float16 only for clip_es, whose gradient stays in float32: others would underflow."""
     seed: int = 0
     """Seed of every generator."""
     device: str = neutral(default="auto")
@@ -89,6 +92,9 @@ class CamConfig(JobOptions):
             ConfigError: Naming the flag.
         """
         _positive(batch_size=self.batch_size, **({} if self.img_size is None else {"img_size": self.img_size}))
+        if self.amp_dtype == "float16" and self.method != "clip_es":
+            hint = "take bfloat16, or clip_es, whose gradient stays in float32"
+            raise ConfigError(f"float16 gradients of '{self.method}' would underflow", where="--amp-dtype", hint=hint)
         if not self.scales or min(self.scales) <= 0:
             raise ConfigError(f"--scales must be positive numbers, got {self.scales}")
         if self.model is None and self.checkpoint is None:

@@ -6,6 +6,7 @@ import logging
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from torch import nn
@@ -39,6 +40,7 @@ def build(
     if ":" not in name and not timm.is_model(name):
         hint = did_you_mean(name, timm.list_models())
         hint = hint if hint.startswith("did you mean") else "timm.list_models() lists them all"
+        hint = "it is a path: give it as --checkpoint" if Path(name).exists() else hint
         raise ModelError(f"unknown model '{name}'", hint=hint)
     fixed: dict[str, Any] = {} if img_size is None else {"img_size": img_size}
     head: dict[str, Any] = {} if num_classes is None else {"num_classes": num_classes}

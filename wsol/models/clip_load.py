@@ -97,7 +97,10 @@ def load_towers(
         ModelError: When the model, its weights or the network connection is not there, does not fit, or the image
             tower is no plain vision transformer.
     """
-    architecture, _, tag = name.partition(":")[2].partition(":")
+    kind, _, rest = name.partition(":")
+    if kind != "clip":
+        raise ModelError("no CLIP model", where=name, hint="give clip:NAME with open_clip's name, or clip")
+    architecture, _, tag = rest.partition(":")
     if checkpoint is not None and (pretrained or tag):
         raise ModelError("weights from two sources", where=name, hint="give a checkpoint, or a tag and pretrained")
     # New weights, soon replaced, are drawn from torch's generator, which is given back as it was.

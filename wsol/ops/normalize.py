@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,6 +35,16 @@ def relu_max(values: _Float) -> _Float:
     """
     out = np.maximum(values, 0)
     return _divide(out, out.max(axis=(-2, -1), keepdims=True))
+
+
+def normalize(values: _Float, how: Literal["relu", "minmax"]) -> _Float:
+    """Bring maps to [0, 1] by `minmax` or `relu_max`.
+
+    Args:
+        values: Float (..., h, w).
+        how: "minmax" or "relu".
+    """
+    return minmax(values) if how == "minmax" else relu_max(values)
 
 
 def _divide(values: _Float, peak: _Float) -> _Float:

@@ -103,14 +103,14 @@ class Chain:
             The labels and the confidence, as `to_labels` gives them.
 
         Raises:
-            DataError: When the class ids do not fit.
+            DataError: When the class ids do not fit, or a score is not finite.
             ConfigError: When there is a saliency map but nothing that uses it.
         """
         if self.labeler is None:
             if saliency is not None:
                 raise ConfigError("no step of the chain uses saliency", hint="end it with getam_completion")
             return to_labels(scores, class_ids, min_confidence=min_confidence)
-        ids = _check_ids(scores, class_ids)
+        ids = _check_labelled(scores, class_ids)
         labels, confidence = self.labeler.label(scores, ids, saliency=saliency)
         labels[confidence < min_confidence] = IGNORE
         return labels, confidence
@@ -183,9 +183,9 @@ def to_labels(
         float16 (H, W) confidence: the best score, in [0, 1].
 
     Raises:
-        DataError: When there are not K class ids, or one cannot be written into a mask.
+        DataError: When there are not K class ids, one cannot be written into a mask, or a score is not finite.
     """
-    ids = _check_ids(scores, class_ids)
+    ids = _check_labelled(scores, class_ids)
     lookup = np.concatenate([[0], ids + 1]).astype(np.uint8)
     labels, confidence = lookup[scores.argmax(axis=0)], scores.max(axis=0)
     labels[confidence < min_confidence] = IGNORE
@@ -207,10 +207,12 @@ def merge_labels(strict: Labels, loose: Labels) -> Labels:
     return labels
 
 
-def _check_ids(scores: NDArray[np.float32], class_ids: Sequence[int] | NDArray[np.integer]) -> NDArray[np.int64]:
+def _check_labelled(scores: NDArray[np.float32], class_ids: Sequence[int] | NDArray[np.integer]) -> NDArray[np.int64]:
     ids = np.asarray(class_ids, dtype=np.int64).reshape(-1)
     if len(ids) + 1 != len(scores):
         raise DataError(f"expected {len(scores) - 1} class ids for {len(scores)} channels, got {len(ids)}")
     if ids.size and not (ids.min() >= 0 and ids.max() + 1 < IGNORE):
         raise DataError(f"class ids must be in [0, {IGNORE - 2}] to fit a mask, got {ids.min()} to {ids.max()}")
+    if not np.isfinite(scores).all():
+        raise DataError("labels: the scores hold NaN or infinity")
     return ids

@@ -64,6 +64,7 @@ def read_maps(run: Path, image_id: str) -> ScoreMaps:
     except FileNotFoundError as error:
         raise StoreError("no score maps", where=path, hint="run wsol cam for this split") from error
     except (OSError, KeyError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise StoreError(
-            f"not a whole score-map file: {error}", where=path, hint="delete it and run wsol cam again"
-        ) from error
+        # What is no archive, numpy takes for a pickle, and says how to open that.
+        reason = error if zipfile.is_zipfile(path) else "no npz archive"
+        hint = "delete it and run wsol cam again"
+        raise StoreError(f"not a whole score-map file: {reason}", where=path, hint=hint) from error
