@@ -12,7 +12,7 @@ import wsol.engine.map_writer as module
 from wsol.cams import CAMS
 from wsol.engine.make_maps import make_maps
 from wsol.engine.options import CamConfig
-from wsol.errors import StoreError, WsolError
+from wsol.errors import ConfigError, StoreError, WsolError
 from wsol.store.manifest import read_rows
 from wsol.store.maps import read_maps
 

@@ -113,6 +113,9 @@ class BoundMethod:
             raise ModelError(
                 f"cannot run at {size[0]}x{size[1]} pixels: {reason}", where=known.name, hint=hint
             ) from error
+        finally:
+            # Autocast of torch before 2.11 would give a caller who trains the weights cast in inference mode.
+            torch.clear_autocast_cache()
 
 
 def choose(class_ids: ClassChoice, logits: Tensor) -> tuple[tuple[int, ...], ...]:
