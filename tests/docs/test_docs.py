@@ -125,7 +125,7 @@ def test_worked_example(tmp_path, capsys):
         tests = [value for name, value in space.items() if name.startswith("test_")]
         assert len(tests) == 1
         tests[0]()
-        line = next(line for _, line in COMMANDS if "absgrad" in line)
+        line = next(line for _, line in _commands() if "absgrad" in line)
         with pytest.raises(SystemExit):
             main([*shlex.split(line)[1:], "--print-config"])
         assert "options: {p: 2.0}" in capsys.readouterr().out
