@@ -45,7 +45,7 @@ minimum: ## the tests on the oldest versions that pyproject allows
 	$(PYTHON) -m venv .venv-minimum
 	.venv-minimum/bin/python -m pip install --quiet $$($(PYTHON) tools/minimum_versions.py)
 	.venv-minimum/bin/python -m pip install --quiet --no-deps --editable .
-	.venv-minimum/bin/python -m pytest $(PYTEST_FLAGS) $(MINIMUM_TESTS)
+	NUMBA_CACHE_DIR=$(CURDIR)/.venv-minimum/numba .venv-minimum/bin/python -m pytest $(PYTEST_FLAGS) $(MINIMUM_TESTS)
 
 clean: ## remove environments and caches, never runs/
 	rm -rf .venv .venv-minimum .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist
