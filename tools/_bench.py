@@ -30,6 +30,8 @@ from wsol.store.runs import versions
 
 Call = Callable[[], Any]
 _QUICK_ROUNDS = 2
+# Threads of one side's libraries (OpenBLAS) wait for work in a busy loop for a while, and would slow the other side.
+_PAUSE = 0.1
 # glibc: every larger block is a mapping of its own, so freed memory leaves the process.
 _RETURN_AT_ONCE = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
 
@@ -132,6 +134,7 @@ def _timed(case: Case, *, rounds: int) -> dict[str, Any]:
         times: dict[Call, list[float]] = {peer: [], ours: []}
         for _ in range(rounds):
             for call, spent in times.items():
+                time.sleep(_PAUSE)
                 start = time.perf_counter()
                 call()
                 spent.append(1000 * (time.perf_counter() - start))

@@ -80,7 +80,12 @@ def patches(tokens: Tensor) -> Tensor:
 
 def _model_for(method: str, name: str) -> nn.Module:
     """Return a model with large gradients; but with small scores where a softmax over them makes the weights."""
-    return random_model(name, head=0.05) if method in PER_CHANNEL else random_model(name)
+    if method not in PER_CHANNEL:
+        return random_model(name)
+    model: Any = random_model(name, head=0.05)
+    with torch.no_grad():
+        model.get_classifier().bias.add_(10)  # pytorch-grad-cam divides by the score, which flips maps of negative ones
+    return model
 
 
 def at_image_size(planes: NDArray[Any], side: int) -> NDArray[np.float32]:
