@@ -17,9 +17,9 @@ class DemoConfig:
     """Folder for the runs and the report."""
     seed: int = 0
     """Seed of every generator."""
-    train_images: int = 220
+    train_images: int = 180
     """Generated training images."""
-    val_images: int = 80
+    val_images: int = 70
     """Generated images to measure on."""
     classifier_epochs: int = 4
     """Passes of each classifier over the training images."""
