@@ -1,4 +1,4 @@
-"""wsol data: check what of a data set is on disk, list it, or export masks for other tools."""
+"""wsol data: check what of a data set is on disk, list it, export masks for other tools, or convert projects' files."""
 
 from __future__ import annotations
 
@@ -100,8 +100,27 @@ def export_data(argv: list[str]) -> int:
     return export_masks(config).status
 
 
+def convert_data(argv: list[str]) -> int:
+    """Read or write the files of another project.
+
+    Returns:
+        1 when the file of an image could not be used, else 0.
+    """
+    from wsol.cli.parse import parse
+    from wsol.data import option_type
+    from wsol.engine.convert_options import ConvertConfig
+    from wsol.store.exchange import PROJECTS
+
+    projects = [(direction, "options", PROJECTS.get) for direction in ("read", "write")]
+    choices = [("data", "data_options", option_type), *projects]
+    config = parse(ConvertConfig, argv, prog="wsol data convert", choices=choices)
+    from wsol.engine.convert import convert  # not for --help
+
+    return convert(config).status
+
+
 def run(argv: list[str]) -> int:
-    """Run `wsol data check`, `wsol data index` or `wsol data export`.
+    """Run `wsol data check`, `index`, `export` or `convert`.
 
     Raises:
         ConfigError: When the first word is none of them.
@@ -113,12 +132,14 @@ def run(argv: list[str]) -> int:
         "check": lambda: check_data(parse(DataCheckConfig, rest, prog="wsol data check")),
         "index": lambda: index_data(parse(DataIndexConfig, rest, prog="wsol data index")),
         "export": lambda: export_data(rest),
+        "convert": lambda: convert_data(rest),
     }
     if word in ("", "-h", "--help"):
-        sys.stdout.write("usage: wsol data check|index|export [options]\n\n")
-        sys.stdout.write("  check   say what of a data set is there, what is missing, and how to get it\n")
-        sys.stdout.write("  index   list ids, files and labels of a split as CSV\n")
-        sys.stdout.write("  export  write masks for CVAT, labelme, Label Studio, COCO, YOLO or VOC readers\n")
+        sys.stdout.write("usage: wsol data check|index|export|convert [options]\n\n")
+        sys.stdout.write("  check    say what of a data set is there, what is missing, and how to get it\n")
+        sys.stdout.write("  index    list ids, files and labels of a split as CSV\n")
+        sys.stdout.write("  export   write masks for CVAT, labelme, Label Studio, FiftyOne, COCO, YOLO or VOC\n")
+        sys.stdout.write("  convert  read and write the files of irn, PSA, CLIP-ES and the WSOL benchmark\n")
         return 0 if word else 2
     if word not in actions:
         raise ConfigError(f"unknown action '{word}' of wsol data", hint=did_you_mean(word, actions))

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import logging
-import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -23,13 +21,15 @@ from wsol.engine.progress import Tracker, track
 from wsol.errors import DataError, StoreError, WsolError
 from wsol.eval.sources import load_truth
 from wsol.ops.outlines import filled_area
-from wsol.ops.rle import decode
 from wsol.schema import IGNORE, DatasetSpec, Sample
+from wsol.store.archives import is_plain, read_bytes
 from wsol.store.atomic import atomic_write
 from wsol.store.formats import FORMATS
 from wsol.store.formats.base import Picture, find_regions
 from wsol.store.formats.coco import Coco
+from wsol.store.instances import instances_path, read_instances
 from wsol.store.manifest import read_rows
+from wsol.store.shards import has_file
 
 _log = logging.getLogger("wsol")
 _Rows = Mapping[str, Mapping[str, Any]]
@@ -101,7 +101,7 @@ def write_coco(run: Path, samples: Sequence[Sample], spec: DatasetSpec) -> Path:
         StoreError: When a mask is torn.
     """
     reader, rows = MaskFolder(run / "masks"), read_rows(run)
-    whole = (sample for sample in samples if reader.file(sample).is_file())
+    whole = (sample for sample in samples if has_file(reader.file(sample)))
     pictures = (_picture(sample, reader(sample), rows, len(spec.classes)) for sample in whole)
     Coco().write_file(run / "pseudo.coco.json", pictures, spec.classes)
     return run / "pseudo.coco.json"
@@ -132,7 +132,7 @@ def _source(config: ExportConfig, counts: Exported) -> tuple[data.Dataset, Calla
     else:
         raise StoreError("no such folder", where=folder, hint="give the run folder of wsol refine")
     if config.masks != TRUTH and (folder / "instances").is_dir():
-        kept = tuple(sample for sample in dataset if _instances_path(folder, sample).is_file())
+        kept = tuple(sample for sample in dataset if instances_path(folder, sample.id).is_file())
         counts.without_mask = len(dataset) - len(kept)
         return replace(dataset, samples=kept), partial(_read_instances, folder=folder, config=config, counts=counts)
     dataset, counts.without_mask = with_masks(dataset, config.masks)
@@ -167,14 +167,8 @@ def _read_labels(
 
 
 def _read_instances(sample: Sample, *, folder: Path, config: ExportConfig, counts: Exported) -> Picture:
-    path = _instances_path(folder, sample)
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-        size = (int(found["size"][0]), int(found["size"][1]))
-        items = [(int(item["category_id"]) - 1, decode(item["segmentation"])) for item in found["instances"]]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise StoreError(f"not a whole file of instances: {error}", where=path) from error
-    regions = [replace(find_regions(mask.astype(np.uint8))[0], class_id=label) for label, mask in items if mask.any()]
+    size, items = read_instances(folder, sample.id)
+    regions = [replace(find_regions(item.mask.astype(np.uint8))[0], class_id=item.class_id) for item in items]
     kept = tuple(region for region in regions if region.area >= config.min_area)
     counts.too_small += sum(region.area for region in regions) - sum(region.area for region in kept)
     return Picture(_name(sample), sample.image, size, kept)
@@ -197,10 +191,6 @@ def _name(sample: Sample) -> str:
     return sample.id if same else f"{sample.id}{sample.image.suffix}"
 
 
-def _instances_path(folder: Path, sample: Sample) -> Path:
-    return folder / "instances" / f"{sample.id}.json"
-
-
 def _counted(pictures: Iterator[Picture], counts: Exported, *, polygons: bool) -> Iterator[Picture]:
     for picture in pictures:
         pixels = sum(region.area for region in picture.regions)
@@ -216,12 +206,14 @@ def _placed(pictures: Iterator[Picture], folder: Path, *, link: bool) -> Iterato
     for picture in pictures:
         place = folder / picture.name
         try:
+            if link and not is_plain(picture.file):
+                raise OSError("it lies in an archive or at a URL")
             if link:
                 place.parent.mkdir(parents=True, exist_ok=True)
                 place.symlink_to(picture.file.absolute())
             else:
-                with picture.file.open("rb") as source, atomic_write(place) as stream:
-                    shutil.copyfileobj(source, stream)
+                with atomic_write(place) as stream:
+                    stream.write(read_bytes(picture.file))
         except OSError as error:
             what = f"cannot {'link' if link else 'copy'} the image: {error.strerror or error}"
             raise StoreError(what, where=picture.file, hint="--images copy, or --images none") from error

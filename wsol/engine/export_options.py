@@ -21,7 +21,7 @@ class ExportConfig:
     out: Path
     """Folder to write; must be new or empty."""
     format: str = "coco"
-    """coco, cvat, labelme, labelstudio, voc or yolo."""
+    """coco, cvat, fiftyone, labelme, labelstudio, voc or yolo."""
     options: Mapping[str, Any] = field(default_factory=dict)
     """Options of the format."""
     objects: Objects = "class"

@@ -8,8 +8,6 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from wsol.config import from_dict
 from wsol.data.images import read_image
 from wsol.engine.instance_options import InstanceConfig
@@ -19,10 +17,10 @@ from wsol.engine.progress import track
 from wsol.engine.sharding import resolve_shard
 from wsol.engine.train import checkpoint_hash
 from wsol.errors import StoreError, WsolError
-from wsol.ops.rle import encode
 from wsol.refine.irn import IRN
 from wsol.schema import DatasetSpec, Sample
 from wsol.store.atomic import write_text
+from wsol.store.instances import Instance, instances_path, read_annotations, write_instances
 from wsol.store.manifest import Manifest, finished
 from wsol.store.maps import read_maps
 from wsol.store.runs import open_run, read_info
@@ -57,7 +55,7 @@ def make_instances(config: InstanceConfig) -> Outcome:
 
     def work(sample: Sample) -> str | None:
         try:
-            write_text(_path(config.out, sample.id), json.dumps(_find(sample, config, refiner)) + "\n")
+            _find(sample, config, refiner)
         except WsolError as error:
             if isinstance(error, StoreError) and "cannot write" in error.what:
                 raise
@@ -66,7 +64,7 @@ def make_instances(config: InstanceConfig) -> Outcome:
 
     with run, Manifest(config.out, shard) as manifest, log_to(config.out / "log.txt"):
         ours = dataset.samples[shard[0] :: shard[1]]
-        done = finished(config.out, lambda image_id: _read(config.out, image_id))
+        done = finished(config.out, lambda image_id: read_annotations(config.out, image_id))
         pending = [sample for sample in ours if sample.id not in done]
         outcome = Outcome(skipped=len(ours) - len(pending))
         pool = ThreadPoolExecutor(max(1, config.workers))
@@ -96,7 +94,7 @@ def write_coco_instances(run: Path, samples: Sequence[Sample], spec: DatasetSpec
     Args:
         run: Run folder of `make_instances`.
         samples: Images of the split; those without a file are left out.
-        spec: Names the categories; category ids are class ids + 1.
+        spec: Names the categories; category ids are class ids + 1. File names are relative to its root.
 
     Returns:
         Path of `instances.coco.json`.
@@ -104,12 +102,11 @@ def write_coco_instances(run: Path, samples: Sequence[Sample], spec: DatasetSpec
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
     for number, sample in enumerate(samples, start=1):
-        if not _path(run, sample.id).is_file():
+        if not instances_path(run, sample.id).is_file():
             continue
-        found = _read(run, sample.id)
-        height, width = found["size"]
-        images.append({"id": number, "file_name": sample.image.name, "height": height, "width": width})
-        for each in found["instances"]:
+        (height, width), found = read_annotations(run, sample.id)
+        images.append({"id": number, "file_name": _name(sample, spec.root), "height": height, "width": width})
+        for each in found:
             annotations.append({"id": len(annotations) + 1, "image_id": number, "iscrowd": 0, **each})
     categories = [{"id": at, "name": name} for at, name in enumerate(spec.classes, start=1)]
     document = {"images": images, "annotations": annotations, "categories": categories}
@@ -117,31 +114,15 @@ def write_coco_instances(run: Path, samples: Sequence[Sample], spec: DatasetSpec
     return run / "instances.coco.json"
 
 
-def _find(sample: Sample, config: InstanceConfig, refiner: IRN) -> dict[str, Any]:
+def _find(sample: Sample, config: InstanceConfig, refiner: IRN) -> None:
     maps = read_maps(config.maps, sample.id)
     image = read_image(sample.image, upright=sample.upright)
-    rows = []
-    for each in refiner.instances(image, maps.at_image_size(), background=config.background):
-        y, x = np.nonzero(each.mask)
-        rows.append(
-            {
-                "category_id": int(maps.class_ids[each.channel]) + 1,
-                "score": round(each.score, 6),
-                "segmentation": encode(each.mask),
-                "area": len(y),
-                "bbox": [int(x.min()), int(y.min()), int(np.ptp(x)) + 1, int(np.ptp(y)) + 1],
-            }
-        )
-    return {"size": list(image.shape[:2]), "instances": rows}
+    found = refiner.instances(image, maps.at_image_size(), background=config.background)
+    items = (Instance(int(maps.class_ids[each.channel]), each.score, each.mask) for each in found)
+    write_instances(config.out, sample.id, image.shape[:2], items)
 
 
-def _path(run: Path, image_id: str) -> Path:
-    return run / "instances" / f"{image_id}.json"
-
-
-def _read(run: Path, image_id: str) -> dict[str, Any]:
-    try:
-        found: dict[str, Any] = json.loads(_path(run, image_id).read_text(encoding="utf-8"))
-        return found
-    except (OSError, ValueError) as error:
-        raise StoreError(f"not a whole file of instances: {error}", where=_path(run, image_id)) from error
+def _name(sample: Sample, root: Path) -> str:
+    """Return the image file relative to the data set's folder, so that COCO readers find it from there."""
+    file = sample.image
+    return file.relative_to(root).as_posix() if file.is_relative_to(root) else file.as_posix()

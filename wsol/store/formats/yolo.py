@@ -1,8 +1,8 @@
 """YOLO labels (https://docs.ultralytics.com/datasets/segment/): one text file an image, polygons or boxes.
 
 A line holds one polygon, so an object of several components becomes several lines, and holes are filled. Polygons run
-through the centres of the border pixels: readers that cut coordinates to whole pixels and draw with `cv2.fillPoly` give
-the mask back.
+through the centres of the border pixels: readers that cut or round coordinates to whole pixels and draw with
+`cv2.fillPoly` give the mask back.
 """
 
 from __future__ import annotations
@@ -18,6 +18,9 @@ import yaml
 from wsol.store.atomic import write_text
 from wsol.store.formats import FORMATS
 from wsol.store.formats.base import Picture, Region, by_stem
+
+# A hair below one half: readers that cut (Ultralytics) and readers that round (supervision) find the same pixel.
+_CENTRE = 0.49
 
 
 @FORMATS.register("yolo")
@@ -44,7 +47,7 @@ class Yolo:
     def _lines(self, region: Region, size: tuple[int, int]) -> list[str]:
         scale = np.array([size[1], size[0]])
         if self.shape == "polygon":
-            rows = [((polygon + 0.5) / scale).ravel() for polygon in region.borders(self.simplify)]
+            rows = [((polygon + _CENTRE) / scale).ravel() for polygon in region.borders(self.simplify)]
         else:
             low, high = np.reshape(region.box, (2, 2)) / scale
             rows = [np.concatenate([(low + high) / 2, high - low])]
