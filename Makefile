@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PYTEST_FLAGS ?= -n 2 -m "not slow"
 
-.PHONY: help setup demo test slow lint docs bench minimum clean
+.PHONY: help setup demo test slow lint docs bench faults fuzz audit minimum clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  \1	\2/p' $(MAKEFILE_LIST)
@@ -40,6 +40,18 @@ bench: setup ## speed and memory beside the peers, as JSON in runs/
 	$(BIN)/python tools/bench_localization.py --json runs/bench_localization.json
 	$(BIN)/python tools/bench_cams.py --json runs/bench_cams.json
 	$(BIN)/python tools/bench_refine.py --json runs/bench_refine.json
+
+faults: setup ## at least 200 kills at random moments, and broken disks and clocks
+	mkdir -p runs
+	$(BIN)/python tools/faults.py --kills 200 --json runs/faults.json
+
+fuzz: setup ## damaged files for every reader, ten minutes
+	mkdir -p runs
+	$(BIN)/python tools/fuzz.py --minutes 10 --json runs/fuzz.json
+
+audit: setup ## bandit, and known vulnerabilities where PyPI answers
+	$(BIN)/bandit -q -r wsol -c pyproject.toml
+	$(BIN)/pip-audit --local --skip-editable --progress-spinner off
 
 minimum: ## the tests on the oldest versions that pyproject allows
 	$(PYTHON) -m venv .venv-minimum

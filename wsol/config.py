@@ -20,6 +20,7 @@ from wsol.errors import ConfigError, did_you_mean
 
 T = TypeVar("T")
 _OUTPUT_NEUTRAL = "output_neutral"
+_LARGEST = 2**20  # bytes of a recipe; PyYAML reads a MiB in some seconds
 
 
 def neutral(**kwargs: Any) -> Any:
@@ -30,18 +31,33 @@ def neutral(**kwargs: Any) -> Any:
     return dataclasses.field(metadata={_OUTPUT_NEUTRAL: True}, **kwargs)
 
 
+class _PlainLoader(yaml.SafeLoader):
+    """The safe loader without aliases, with which a few lines can stand for more values than memory holds."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.YAMLError(f"an alias, *{self.peek_event().anchor}: write the value out")  # type: ignore[no-untyped-call]
+        return super().compose_node(parent, index)
+
+
 def load_yaml(path: Path) -> dict[str, Any]:
-    """Read one recipe file.
+    """Read one recipe file: plain values only, no tags that make objects and no aliases.
 
     Raises:
-        ConfigError: When it is missing, is not YAML, or is not a mapping.
+        ConfigError: When it is missing, larger than 1 MiB, is not YAML, or is not a mapping.
     """
     try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+        with path.open("rb") as stream:
+            text = stream.read(_LARGEST + 1)
+        if len(text) > _LARGEST:
+            raise ConfigError(f"more than {_LARGEST} bytes are no recipe", where=path)
+        data = yaml.load(text.decode("utf-8-sig"), Loader=_PlainLoader)  # noqa: S506  # nosec B506 - a safe loader
     except OSError as error:
-        raise ConfigError(f"cannot read the recipe: {error.strerror}", where=path) from error
-    except yaml.YAMLError as error:
-        raise ConfigError(f"not YAML: {' '.join(str(error).split())}", where=path) from error
+        hint = "-c takes a path from the current folder"
+        raise ConfigError(f"cannot read the recipe: {error.strerror}", where=path, hint=hint) from error
+    except (yaml.YAMLError, ValueError, LookupError, AttributeError, TypeError, RecursionError) as error:
+        # PyYAML lets errors of what it calls through: a 13th month, a digit too many, brackets without end.
+        raise ConfigError(f"not YAML: {' '.join(str(error).split())[:300]}", where=path) from error
     if not isinstance(data, dict):
         raise ConfigError("a recipe is a mapping of option names to values", where=path)
     return {str(key).replace("-", "_"): value for key, value in data.items()}

@@ -22,14 +22,17 @@ from wsol.errors import DataError, StoreError
 IGNORE = 255
 Annotations = Literal["box", "mask", "both", "none"]
 FloatArray = NDArray[np.floating[Any]]
-_UNSAFE_ID = re.compile(r"(^|/)\.{1,2}(/|$)|^/|//|/$|[\\\x00-\x1f]")
+MOST_PIXELS = 2**27
+"""Of an image or mask: 11585 x 11585; decoded and copied, it takes 1.7 GB."""
+_UNSAFE_ID = re.compile(r"(^|/)\.{1,2}(/|$)|^/|//|/$|[\\\x00-\x1f\ud800-\udfff]")
 
 
 def check_id(image_id: str) -> str:
     """Return an id that is safe as a relative file name, or refuse it.
 
     Args:
-        image_id: May hold "/" as in "n01440764/x.JPEG"; never "..", a leading "/" or control characters.
+        image_id: May hold "/" as in "n01440764/x.JPEG"; never "..", a leading "/", control characters or bytes
+            that are no UTF-8.
 
     Raises:
         DataError: When the id could leave the folder it is written to.
@@ -144,13 +147,15 @@ class ScoreMaps:
         owner, values = f"ScoreMaps {check_id(self.id)}", np.asarray(self.values)
         _expect(values.ndim == 3, owner, "values of shape (K, h, w)", values.shape)
         _expect(values.dtype in (np.float16, np.float32), owner, "float16 or float32 values", values.dtype)
-        ids = np.asarray(self.class_ids, dtype=np.int16)
-        _expect(ids.shape == values.shape[:1], owner, f"{values.shape[0]} class ids", ids.shape)
+        given = np.asarray(self.class_ids)
+        _expect(given.shape == values.shape[:1], owner, f"{values.shape[0]} class ids", given.shape)
+        _expect(not given.size or (given.min() >= 0 and given.max() < 2**15), owner, "class ids in 0..32767", given)
+        ids = given.astype(np.int16)
         _expect(bool(np.isfinite(values).all()), owner, "finite values", "NaN or infinity")
         low, high = (float(values.min()), float(values.max())) if values.size else (0.0, 0.0)
         _expect(low >= 0.0 and high <= 1.0, owner, "values in [0, 1]", f"[{low:.4g}, {high:.4g}]")
         size = (int(self.image_size[0]), int(self.image_size[1]))
-        _expect(min(size) > 0, owner, "a positive image size (H, W)", size)
+        _expect(min(size) > 0 and size[0] * size[1] <= MOST_PIXELS, owner, "the size (H, W) of an image", size)
         object.__setattr__(self, "values", values)
         object.__setattr__(self, "class_ids", ids)
         object.__setattr__(self, "image_size", size)
@@ -271,7 +276,7 @@ class EvalResult:
             raw = json.loads(text)
             raw["warnings"] = tuple(raw["warnings"])
             return cls(**_restore_nan(raw))
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise StoreError(f"not a result of wsol eval: {error}") from error
 
     def __str__(self) -> str:

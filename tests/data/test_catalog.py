@@ -24,7 +24,9 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_names_are_the_files() -> None:
-    expected = ("coco", "cub", "folder", "glas", "ilsvrc", "openimages", "synthetic", "tiny_imagenet", "voc")
+    expected = (
+        "coco", "cub", "folder", "glas", "ilsvrc", "openimages", "parquet", "synthetic", "tar", "tiny_imagenet", "voc",
+    )  # fmt: skip
     assert DATASETS.names() == expected
     for name in expected:
         assert DATASETS.summary(name)

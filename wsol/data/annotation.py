@@ -41,7 +41,7 @@ def read_annotation(path: Path) -> Annotation:
         width, height = (int(float(root.findtext(f"size/{side}") or 0)) for side in ("width", "height"))
     except OSError as error:
         raise DataError(f"cannot read the annotation: {error.strerror}", where=path) from error
-    except (expat.ExpatError, ValueError, TypeError) as error:
+    except (expat.ExpatError, ValueError, TypeError, OverflowError) as error:
         raise DataError(f"not an annotation in VOC's XML: {error}", where=path) from error
     difficult = tuple((item.findtext("difficult") or "0").strip() == "1" for item in objects)
     return Annotation((height, width) if height and width else None, names, corners, difficult)
@@ -49,7 +49,7 @@ def read_annotation(path: Path) -> Annotation:
 
 def _corners(item: ET.Element) -> tuple[float, float, float, float]:
     x0, y0, x1, y1 = (float(item.findtext(f"bndbox/{end}") or "") for end in ("xmin", "ymin", "xmax", "ymax"))
-    if x1 < x0 or y1 < y0:
+    if not (x0 <= x1 and y0 <= y1):  # also where one is no number
         raise ValueError(f"the box {x0:g}, {y0:g}, {x1:g}, {y1:g} is inside out")
     return x0, y0, x1, y1
 

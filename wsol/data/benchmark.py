@@ -15,9 +15,10 @@ from numpy.typing import NDArray
 from wsol.data.catalog import read_lines
 from wsol.errors import DataError
 from wsol.ops.boxes import from_inclusive
-from wsol.schema import Sample
+from wsol.schema import Sample, check_id
 
 IDS = "image_ids.txt"
+_MOST_CLASSES = 2**15  # maps hold class ids in 16 bits
 
 
 def find_splits(folder: Path) -> dict[str, Path]:
@@ -49,7 +50,7 @@ def read_samples(folder: Path, *, images: Path, masks: Path) -> list[Sample]:
     label_file, size_file = folder / "class_labels.txt", folder / "image_sizes.txt"
     truth_file = folder / "localization.txt"
     for image_id, rest in _rows(label_file, 1):
-        labels[image_id].add(_int(rest[0], label_file))
+        labels[image_id].add(_label(rest[0], label_file))
     sizes = {
         image_id: (_int(rest[1], size_file), _int(rest[0], size_file))
         for image_id, rest in _rows(size_file, 2, optional=True)
@@ -58,9 +59,9 @@ def read_samples(folder: Path, *, images: Path, masks: Path) -> list[Sample]:
         if len(rest) == 4:
             boxes[image_id].append([_int(value, truth_file) for value in rest])
             continue
-        files[image_id].append(masks / rest[0])
+        files[image_id].append(masks / check_id(rest[0]))
         if rest[1]:
-            ignored[image_id] = masks / rest[1]
+            ignored[image_id] = masks / check_id(rest[1])
     return [
         Sample(
             id=image_id,
@@ -92,6 +93,13 @@ def _rows(path: Path, *widths: int, optional: bool = False) -> list[tuple[str, l
             raise DataError(f"line {number}: expected {expected} values after the id, got {len(rest)}", where=path)
         rows.append((image_id, rest))
     return rows
+
+
+def _label(text: str, path: Path) -> int:
+    label = _int(text, path)
+    if not 0 <= label < _MOST_CLASSES:
+        raise DataError(f"class id {label} is not in 0..{_MOST_CLASSES - 1}", where=path)
+    return label
 
 
 def _int(text: str, path: Path) -> int:

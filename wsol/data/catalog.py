@@ -14,7 +14,9 @@ from numpy.typing import NDArray
 
 from wsol.errors import DataError, StoreError, did_you_mean
 from wsol.schema import Annotations, DatasetSpec, Sample
+from wsol.store.archives import read_bytes
 from wsol.store.masks import read_labels
+from wsol.store.places import list_files, url_of
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".gif", ".ppm"})
 TruthReader = Callable[[Sample], NDArray[np.uint8]]
@@ -118,7 +120,9 @@ class Part:
 
     def found(self, root: Path) -> bool:
         """Return whether anything matches below a root."""
-        return any(next(root.glob(pattern), None) is not None for pattern in self.path.split("|"))
+        return url_of(root) is not None or any(
+            next(root.glob(pattern), None) is not None for pattern in self.path.split("|")
+        )
 
 
 @dataclass(frozen=True)
@@ -160,14 +164,18 @@ class Layout:
             DataError: When it is not there.
         """
         start = self.start(root)
+        if url_of(start) is not None:
+            return start  # object stores have no folders to look for
         for candidate in (start, *(start / folder for folder in self.folders)):
             if any(next(candidate.glob(marker), None) is not None for marker in self.markers):
                 return candidate
         what = "no such folder" if not start.is_dir() else f"no {self.name} data set here"
         looks = " or ".join(self.markers)
-        raise DataError(
-            what, where=start, hint=f"it holds {looks}; 'wsol data check --data {self.name}' says how to get it"
-        )
+        if self.name == "folder":
+            hint = "give --root the folder of your photos, for example with photos/cat/1.jpg"
+        else:
+            hint = f"--root is the folder with {looks}; 'wsol data check --data {self.name}' says how to get it"
+        raise DataError(what, where=start, hint=hint)
 
 
 def choose_split(split: str | None, splits: Sequence[str], *, where: object) -> str:
@@ -216,18 +224,13 @@ def read_lines(path: Path) -> list[str]:
         DataError: When it cannot be read.
     """
     try:
-        text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "not a UTF-8 text file"
+        text = read_bytes(path).decode("utf-8-sig")
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not a UTF-8 text file, or its name holds a zero"
         raise DataError(f"cannot read the list: {reason}", where=path) from error
     return [line.strip() for line in text.splitlines() if line.strip()]
 
 
 def list_images(folder: Path) -> list[Path]:
     """Return the image files below a folder, sorted by relative path; hidden files and folders are left out."""
-    found = []
-    for parent, folders, files in os.walk(folder):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        here = Path(parent)
-        found += [here / f for f in files if not f.startswith(".") and os.path.splitext(f)[1].lower() in IMAGE_SUFFIXES]  # noqa: PTH122
-    return sorted(found, key=lambda path: path.relative_to(folder).as_posix())
+    return [folder / name for name in list_files(folder) if os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES]  # noqa: PTH122

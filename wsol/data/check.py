@@ -12,6 +12,7 @@ from wsol.data.catalog import Dataset, Layout, Part
 from wsol.data.images import read_image
 from wsol.errors import DataError, WsolError
 from wsol.schema import Sample
+from wsol.store.archives import exists
 
 _SHOWN = 5
 
@@ -94,7 +95,7 @@ def _absent(part: Part, folder: Path) -> Finding:
 def _split(dataset: Dataset, *, deep: bool) -> list[Finding]:
     spec, count = dataset.spec, len(dataset)
     label = f"split '{spec.split}'"
-    gone = [sample for sample in dataset if not sample.image.is_file()]
+    gone = [sample for sample in dataset if not exists(sample.image)]
     boxes = sum(sample.boxes is not None for sample in dataset)
     masks = sum(sample.mask is not None for sample in dataset)
     per_image = sum(len(sample.labels) for sample in dataset) / count
@@ -110,9 +111,9 @@ def _split(dataset: Dataset, *, deep: bool) -> list[Finding]:
     if bare:
         findings.append(Finding("hint", str(spec.root), f"{label}: {bare} images without a label"))
     findings += _list(label, "no image file", [sample.image for sample in gone])
-    findings += _list(label, "no mask file", [s.mask for s in dataset if s.mask is not None and not s.mask.is_file()])
+    findings += _list(label, "no mask file", [s.mask for s in dataset if s.mask is not None and not exists(s.mask)])
     if deep:
-        findings += _unreadable(dataset, [sample for sample in dataset if sample.image.is_file()])
+        findings += _unreadable(dataset, [sample for sample in dataset if exists(sample.image)])
     return findings
 
 
@@ -131,7 +132,7 @@ def _unreadable(dataset: Dataset, samples: list[Sample]) -> list[Finding]:
             if sample.size is not None and size != sample.size:
                 text = f"the image is {size[0]} x {size[1]}, its annotation says {sample.size[0]} x {sample.size[1]}"
                 findings.append(Finding("missing", str(sample.image), text))
-            if sample.mask is not None and sample.mask.is_file():
+            if sample.mask is not None and exists(sample.mask):
                 dataset.read_truth(sample)
         except WsolError as error:
             findings.append(Finding("missing", str(error.where or sample.image), error.what))

@@ -25,12 +25,14 @@ from wsol.data import DATASETS
 from wsol.data.catalog import Dataset, Layout, Part, choose_split, make_dataset
 from wsol.errors import DataError, StoreError
 from wsol.ops.boxes import from_xywh
-from wsol.schema import IGNORE, DatasetSpec, Sample
+from wsol.ops.rle import decode
+from wsol.schema import IGNORE, MOST_PIXELS, DatasetSpec, Sample
 from wsol.store.atomic import atomic_write
 from wsol.store.masks import encode_mask, read_labels
 
 MASK_RULE = "area-descending-1"
 _PREFIX = "instances_"
+_WRONG = (ValueError, LookupError, TypeError, AttributeError, OverflowError, RecursionError)
 _JSON = "annotations_trainval2014.zip (or 2017) from https://cocodataset.org/#download"
 _PHOTOS = "train2014.zip (13 GB) and val2014.zip (6 GB), or 2017, from https://cocodataset.org/#download"
 
@@ -75,7 +77,7 @@ def read_instances(path: Path) -> Instances:
         return _read_instances(path, state.st_mtime_ns, state.st_size)
     except OSError as error:
         raise DataError(f"cannot read the annotations: {error.strerror}", where=path) from error
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except _WRONG as error:
         raise DataError(f"not an instances JSON of COCO: {error!r}", where=path) from error
 
 
@@ -119,12 +121,13 @@ def _decode(segmentation: Any, size: tuple[int, int]) -> NDArray[np.bool_]:
         polygons = [polygon for polygon in segmentation if len(polygon) >= 6]
         if not polygons:
             return np.zeros(size, dtype=bool)
-        rle = coco_mask.merge(coco_mask.frPyObjects(polygons, *size))
-    elif isinstance(segmentation["counts"], list):
-        rle = coco_mask.frPyObjects(segmentation, *size)
-    else:
-        rle = segmentation
-    return np.asarray(coco_mask.decode(rle), dtype=bool)
+        # pycocotools draws wherever a corner leads, with memory for each step on the way.
+        if not all(abs(float(value)) <= 10 * max(size) for polygon in polygons for value in polygon):
+            raise ValueError("a polygon far outside of its image")
+        return np.asarray(coco_mask.decode(coco_mask.merge(coco_mask.frPyObjects(polygons, *size))), dtype=bool)
+    if tuple(segmentation["size"]) != size:
+        raise ValueError(f"a mask of {segmentation['size']} in an image of {size}")
+    return decode(segmentation)
 
 
 @dataclass(frozen=True)
@@ -149,7 +152,10 @@ class CocoTruth:
         known = read_instances(self.annotations)
         record = known.images[sample.id]
         objects, size = known.objects.get(record["id"], []), (int(record["height"]), int(record["width"]))
-        labels = render_mask(objects, size, tuple(known.names))
+        try:
+            labels = render_mask(objects, size, tuple(known.names))
+        except _WRONG as error:
+            raise DataError(f"image '{sample.id}': {error!r}", where=self.annotations) from error
         try:
             with atomic_write(cached) as stream:
                 stream.write(encode_mask(labels))
@@ -185,7 +191,7 @@ def load(*, root: Path | None, split: str | None, cache: Path = Path("runs/.cach
             _sample(stem, record, photos, known.objects.get(record["id"], []), order)
             for stem, record in known.images.items()
         ]
-    except (KeyError, ValueError, TypeError) as error:
+    except _WRONG as error:
         raise DataError(f"not an instances JSON of COCO: {error!r}", where=path) from error
     spec = DatasetSpec(
         name="coco",
@@ -202,13 +208,16 @@ def load(*, root: Path | None, split: str | None, cache: Path = Path("runs/.cach
 def _sample(
     stem: str, record: dict[str, Any], photos: Path, objects: list[dict[str, Any]], order: dict[int, int]
 ) -> Sample:
+    size = (int(record["height"]), int(record["width"]))
+    if min(size) < 1 or size[0] * size[1] > MOST_PIXELS:
+        raise ValueError(f"image {stem} of {size} pixels")
     single = [item for item in objects if not item.get("iscrowd")]
     box_labels = tuple(order[item["category_id"]] for item in single)
     return Sample(
         id=stem,
         image=photos / Path(record["file_name"]).name,
         labels=tuple(sorted(set(box_labels))),
-        size=(int(record["height"]), int(record["width"])),
+        size=size,
         boxes=from_xywh(np.array([item["bbox"] for item in single], dtype=np.float32).reshape(-1, 4)),
         box_labels=box_labels,
     )

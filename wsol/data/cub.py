@@ -69,14 +69,16 @@ def load(*, root: Path | None, split: str | None, metadata: Path | None = None) 
         DataError: When a list is missing or malformed.
     """
     folder = LAYOUT.find(root)
-    classes = tuple(_class_name(line.split(maxsplit=1)[1]) for line in read_lines(folder / "classes.txt"))
+    classes = tuple(_class_name(name) for (name,) in _table(folder / "classes.txt", 1).values())
     lists = benchmark.find_splits(metadata) if metadata else {}
     if metadata and not lists:
         raise DataError(f"no {benchmark.IDS} here", where=metadata, hint="give metadata/CUB of the WSOL benchmark")
     splits = tuple(lists) if metadata else ("train", "test")
     split = choose_split(split, splits, where=folder)
     samples = (
-        benchmark.read_samples(lists[split], images=folder / "images", masks=folder) if lists else _read(folder, split)
+        benchmark.read_samples(lists[split], images=folder / "images", masks=folder)
+        if lists
+        else _read(folder, split, len(classes))
     )
     present = {path.relative_to(folder / "images").as_posix() for path in (folder / "images").glob("*/*")}
     masks = _find_masks(folder)
@@ -100,7 +102,7 @@ def _class_name(folder_name: str) -> str:
     return folder_name.partition(".")[2].replace("_", " ")
 
 
-def _read(folder: Path, split: str) -> list[Sample]:
+def _read(folder: Path, split: str, classes: int) -> list[Sample]:
     names = _table(folder / "images.txt", 1)
     labels = _table(folder / "image_class_labels.txt", 1)
     training = _table(folder / "train_test_split.txt", 1)
@@ -111,6 +113,8 @@ def _read(folder: Path, split: str) -> list[Sample]:
             if (training[key][0] == "1") != (split == "train"):
                 continue
             label = int(labels[key][0]) - 1
+            if not 0 <= label < classes:
+                raise ValueError(f"class {label + 1} of {classes}")
             samples.append(
                 Sample(
                     id=name,

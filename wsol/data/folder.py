@@ -6,6 +6,7 @@ Photos stand upright (the EXIF orientation is applied), so boxes and masks must 
 from __future__ import annotations
 
 import csv
+import io
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -27,6 +28,8 @@ from wsol.data.catalog import (
 )
 from wsol.errors import DataError, did_you_mean
 from wsol.schema import DatasetSpec, Sample
+from wsol.store.archives import exists, read_bytes
+from wsol.store.places import is_folder, url_of
 
 _LABEL_FILES = ("labels.csv", "labels.json")
 _SPLITS = ("train", "val", "test")
@@ -86,10 +89,10 @@ def load(*, root: Path | None, split: str | None, labels: Path | None = None, ma
         DataError: When there is no photo, or the table is malformed.
     """
     folder = LAYOUT.find(root)
-    table = labels or next((folder / name for name in _LABEL_FILES if (folder / name).is_file()), None)
+    table = labels or next((folder / name for name in _LABEL_FILES if exists(folder / name)), None)
     if table is not None:
         return _from_table(folder, split, table, masks)
-    splits = tuple(name for name in _SPLITS if (folder / name).is_dir()) or ("all",)
+    splits = tuple(name for name in _SPLITS if is_folder(folder / name)) or ("all",)
     split = choose_split(split, splits, where=folder)
     homes = {name: folder if name == "all" else folder / name for name in splits}
     found = {name: _photos(home) for name, home in homes.items()}
@@ -147,7 +150,7 @@ def _stem(path: str) -> str:
 
 def _class_order(folder: Path, names: Iterable[str]) -> tuple[str, ...]:
     known = sorted({name for name in names if name})
-    if not (folder / "classes.txt").is_file():
+    if not exists(folder / "classes.txt"):
         return tuple(known)
     classes = tuple(read_lines(folder / "classes.txt"))
     for name in known:
@@ -160,7 +163,7 @@ def _class_order(folder: Path, names: Iterable[str]) -> tuple[str, ...]:
 def _find_masks(masks: Path | None, home: Path, folder: Path) -> dict[str, Path]:
     """Return the mask of each photo by its path without suffix."""
     places = [masks] if masks else [home / "masks", folder / "masks"]
-    place = next((item for item in places if item.is_dir()), None)
+    place = next((item for item in places if is_folder(item)), None)
     if place is None:
         if masks:
             raise DataError("no such folder of masks", where=masks)
@@ -173,7 +176,7 @@ def _from_table(folder: Path, split: str | None, table: Path, masks: Path | None
         rows = _read_json(table) if table.suffix.lower() == ".json" else _read_csv(table)
     except OSError as error:
         raise DataError(f"cannot read the labels: {error.strerror}", where=table) from error
-    except (ValueError, KeyError, TypeError, AttributeError, csv.Error) as error:
+    except (ValueError, LookupError, TypeError, AttributeError, OverflowError, RecursionError, csv.Error) as error:
         hint = "a CSV needs the columns file and labels; see the docstring of wsol.data.folder"
         raise DataError(f"not a table of labels: {error}", where=table, hint=hint) from error
     splits = tuple(sorted({row.split for row in rows.values() if row.split})) or ("all",)
@@ -192,7 +195,7 @@ def _from_table(folder: Path, split: str | None, table: Path, masks: Path | None
         samples.append(
             Sample(
                 id=image_id,
-                image=folder / row.file,
+                image=folder / _local(row.file, table),
                 labels=tuple(sorted({index[name] for name in (*row.labels, *row.box_labels)})),
                 boxes=boxes,
                 box_labels=tuple(index[name] for name in row.box_labels)
@@ -205,13 +208,20 @@ def _from_table(folder: Path, split: str | None, table: Path, masks: Path | None
     return _finish(folder, split, splits, classes, samples, multi_label=True)
 
 
+def _local(file: str, table: Path) -> str:
+    # What a stranger's table names must not make this program open a connection.
+    if url_of(file) is not None:
+        raise DataError(f"'{file}' is no path", where=table, hint="name files relative to the root")
+    return file
+
+
 def _names(text: str) -> list[str]:
     return [name.strip() for name in text.replace("|", ";").split(";") if name.strip()]
 
 
 def _read_csv(path: Path) -> dict[str, _Row]:
     rows: dict[str, _Row] = {}
-    with path.open(newline="", encoding="utf-8-sig") as stream:
+    with io.StringIO(read_bytes(path).decode("utf-8-sig"), newline="") as stream:
         for line in csv.DictReader(stream, strict=True):
             file = line.get("file") or line.get("id")
             image_id = line.get("id") or file
@@ -228,7 +238,7 @@ def _read_csv(path: Path) -> dict[str, _Row]:
 
 
 def _read_json(path: Path) -> dict[str, _Row]:
-    raw: Any = json.loads(path.read_text(encoding="utf-8"))
+    raw: Any = json.loads(read_bytes(path))
     if isinstance(raw, dict):
         raw = [{"file": file, "labels": names} for file, names in raw.items()]
     rows: dict[str, _Row] = {}

@@ -91,7 +91,7 @@ def _grades(path: Path) -> dict[str, str]:
     try:
         with path.open(newline="", encoding="utf-8-sig") as stream:
             rows = [[cell.strip() for cell in row] for row in csv.reader(stream) if len(row) >= 3]
-    except OSError as error:
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
         hint = f"take it from {_ZIP}, or use labels=gland"
-        raise DataError(f"cannot read the grades: {error.strerror}", where=path, hint=hint) from error
+        raise DataError(f"cannot read the grades: {error}", where=path, hint=hint) from error
     return {row[0]: row[2].lower() for row in rows if row[2].lower() in ("benign", "malignant")}

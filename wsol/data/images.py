@@ -9,8 +9,11 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from wsol.errors import DataError
+from wsol.schema import MOST_PIXELS
+from wsol.store.archives import opened
 
 _SIXTEEN_BIT = ("I;16", "I;16L", "I;16B", "I;16N")
+_FORMATS = ("JPEG", "PNG", "BMP", "GIF", "PPM", "TIFF", "WEBP")
 _SIDEWAYS = (5, 6, 7, 8)
 _ORIENTATION = 0x0112
 
@@ -22,19 +25,22 @@ def read_image(path: Path, *, upright: bool = False) -> NDArray[np.uint8]:
     its high byte, as PNG readers do for 16-bit colour. Of an animation, the first frame is read.
 
     Args:
-        path: JPEG, PNG, BMP, TIFF, WebP or another format that Pillow reads.
+        path: JPEG, PNG, BMP, GIF, PPM, TIFF or WebP, whatever its name: Pillow's readers of other formats run other
+            programs (EPS) or are hardly looked after. Also a member of an archive or a URL, see `store.archives`.
         upright: Apply the EXIF orientation.
 
     Returns:
         uint8 (H, W, 3), C-contiguous.
 
     Raises:
-        DataError: When the file is missing, truncated, no image, or has more pixels than Pillow allows.
+        DataError: When the file is missing, truncated, no image, or has more than 2^27 pixels.
     """
     try:
-        with Image.open(path) as opened:
-            opened.load()
-            return np.array(_to_rgb(ImageOps.exif_transpose(opened) if upright else opened))
+        with Image.open(opened(path), formats=_FORMATS) as image:
+            if image.width * image.height > MOST_PIXELS:
+                raise Image.DecompressionBombError
+            image.load()
+            return np.array(_to_rgb(ImageOps.exif_transpose(image) if upright else image))
     except Exception as error:  # decoders raise whatever they like on broken files
         raise _unreadable(path, error) from error
 
@@ -50,9 +56,9 @@ def image_size(path: Path, *, upright: bool = False) -> tuple[int, int]:
         DataError: When the file is missing or no image.
     """
     try:
-        with Image.open(path) as opened:
-            width, height = opened.size
-            turned = upright and opened.getexif().get(_ORIENTATION) in _SIDEWAYS
+        with Image.open(opened(path), formats=_FORMATS) as image:
+            width, height = image.size
+            turned = upright and image.getexif().get(_ORIENTATION) in _SIDEWAYS
     except Exception as error:  # as above
         raise _unreadable(path, error) from error
     return (width, height) if turned else (height, width)

@@ -49,6 +49,8 @@ def read_instances(sample: Sample) -> NDArray[np.uint8]:
     """
     if sample.mask is None:
         raise DataError("no ground-truth mask", where=sample.id, hint="choose split 'val' or 'test'")
+    if not sample.labels:
+        raise DataError("a mask but no class", where=sample.id, hint="class_labels.txt lacks the image")
     first = read_image(sample.mask).any(axis=-1)
     size = (first.shape[0], first.shape[1])
     truth = np.zeros(size, dtype=np.uint8)

@@ -71,7 +71,8 @@ def _train(folder: Path, wnids: list[str]) -> Iterable[Sample]:
 def _val(folder: Path, wnids: list[str]) -> Iterable[Sample]:
     index = {wnid: label for label, wnid in enumerate(wnids)}
     path = folder / "val" / "val_annotations.txt"
-    for name, wnid, *corners in (line.split() for line in read_lines(path)):
+    for name, *rest in (line.split() for line in read_lines(path)):
+        wnid, corners = next(iter(rest), ""), rest[1:]
         if wnid not in index:
             raise DataError(f"'{wnid}' is not in wnids.txt", where=path)
         yield _sample(f"val/{Path(name).stem}", folder / "val" / "images" / name, index[wnid], corners, path)

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from wsol.errors import StoreError
+from wsol.models.checkpoints import refuse_bomb
 from wsol.store.atomic import atomic_write
 
 _NAME = "checkpoint.pt"
@@ -34,6 +35,7 @@ def read_checkpoint(folder: Path) -> dict[str, Any] | None:
     if not path.is_file():
         return None
     try:
+        refuse_bomb(path)
         state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises whatever its readers meet
         reason = str(error).partition("\n")[0]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -46,14 +46,26 @@ def say_failures(outcome: Outcome) -> None:
         _log.info("  %s  %s", image_id, reason)
 
 
+class _LogFile(logging.FileHandler):
+    """Loses lines that a full or read-only disk does not take: the writers of results report that in one line."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        with suppress(OSError):
+            super().emit(record)
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - the name is logging's
+        return
+
+
 @contextmanager
 def log_to(path: Path) -> Iterator[None]:
     """Also append the package's log lines to a file while the block runs."""
-    handler = logging.FileHandler(path, encoding="utf-8", delay=True)
+    handler = _LogFile(path, encoding="utf-8", delay=True)
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
     _log.addHandler(handler)
     try:
         yield
     finally:
         _log.removeHandler(handler)
-        handler.close()
+        with suppress(OSError):
+            handler.close()

@@ -84,8 +84,8 @@ def read_result(path: Path) -> EvalResult:
     path = path / "metrics.json" if path.is_dir() else path
     try:
         return EvalResult.from_json(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise StoreError(f"cannot read: {error.strerror}", where=path, hint="give metrics.json of wsol eval") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise StoreError(f"cannot read: {error}", where=path, hint="give metrics.json of wsol eval") from error
     except StoreError as error:
         raise StoreError(error.what, where=path) from error
 

@@ -252,7 +252,8 @@ def _plan(config: LocConfig, source: MapSource, dataset: Dataset, choice: Choice
     has_masks = any(sample.mask is not None for sample in dataset.samples)
     if not (own and has_boxes) and not (wants_pixels and has_masks):
         missing = "boxes" if own else "masks"
-        raise EvalError(f"split '{dataset.spec.split}' has no {missing}", where=dataset.spec.root)
+        hint = "choose another with --split, or add ground truth; wsol data check says what is there"
+        raise EvalError(f"split '{dataset.spec.split}' has no {missing}", where=dataset.spec.root, hint=hint)
     metrics = own if has_boxes else ()
     thresholds = {metric.name: choice.of(metric.name, own=metric.threshold) for metric in metrics}
     fixed = {

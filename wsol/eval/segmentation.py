@@ -28,6 +28,7 @@ from wsol.ops.confusion import confusion_matrix, mean_iou
 from wsol.schema import EvalResult, Sample
 from wsol.store.maps import read_maps
 from wsol.store.masks import read_labels
+from wsol.store.shards import has_file
 
 Counts = NDArray[np.int64]
 C = TypeVar("C")
@@ -214,7 +215,7 @@ def _append(total: Part[Any], part: Part[Any]) -> None:
 
 def _mask_file(folder: Path, image_id: str) -> Path:
     whole, bare = folder / f"{image_id}.png", (folder / image_id).with_suffix(".png")
-    return bare if bare.is_file() and not whole.is_file() else whole
+    return bare if not has_file(whole) and has_file(bare) else whole
 
 
 def _averages(suffix: str, scores: Mapping[str, NDArray[np.float64]], hits: int, pixels: int) -> dict[str, float]:

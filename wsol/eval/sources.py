@@ -79,7 +79,7 @@ class NpyMaps:
             scoremap = np.load(path, allow_pickle=False)
         except FileNotFoundError as error:
             raise StoreError("no score map", where=path) from error
-        except (OSError, ValueError, EOFError) as error:
+        except Exception as error:  # numpy raises whatever the bytes lead it to; of memory, for what they declare
             raise StoreError(f"not a whole .npy file: {error}", where=path) from error
         return Scores({}, ready=check_scoremap(scoremap, where=image_id))
 

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
 
@@ -160,7 +161,7 @@ def load_affinity(folder: Path, *, method: Method, device: torch.device | str = 
         module.load_state_dict(load_file(folder / _WEIGHTS))
     except FileNotFoundError as error:
         raise ModelError("no network of affinities here", where=folder, hint=hint) from error
-    except (ValueError, TypeError, KeyError, RuntimeError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError, RuntimeError, SafetensorError) as error:
         reason = " ".join(str(error).split())[:200]
         raise ModelError(f"cannot read the network: {reason}", where=folder) from error
     return AffinityModel(module.to(device).eval(), facts)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import zipfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from importlib.util import find_spec
@@ -12,14 +13,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from wsol.config import from_dict
 from wsol.data.transforms import Interpolation
-from wsol.errors import ModelError
+from wsol.errors import ConfigError, ModelError
 from wsol.store.atomic import atomic_write, write_text
 
 Weights = dict[str, Tensor]
 _WEIGHTS, _CARD = "model.safetensors", "model.json"
 _INSIDE = ("state_dict_ema", "model_ema", "state_dict", "model")  # timm's order: averaged weights first
 _PREFIXES = ("module.", "_orig_mod.")
+_SLACK = 2**26  # bytes: code in an archive is compressed
+_LARGEST = {"img_size": 2**14, "num_classes": 2**20}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,7 +64,8 @@ def resolve(source: str | Path) -> Path:
     if not text.startswith("pip:"):
         path = Path(source).expanduser()
         if not path.exists():
-            raise ModelError("no such checkpoint", where=path, hint="give a weight file or a run folder of wsol train")
+            hint = "give a weight file, a run folder of wsol train, or pip:PACKAGE"
+            raise ModelError("no such checkpoint", where=path, hint=hint)
         return path
     package = text.removeprefix("pip:")
     spec = find_spec(package) if package.isidentifier() else None
@@ -93,6 +98,7 @@ def read_weights(path: Path) -> Weights:
 
             found: Any = load_file(path)
         else:
+            refuse_bomb(path)
             found = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         # Readers of foreign files raise whatever the bytes lead them to.
@@ -103,11 +109,30 @@ def read_weights(path: Path) -> Weights:
         found = next((found[name] for name in _INSIDE if isinstance(found.get(name), Mapping)), found)
     if not isinstance(found, Mapping) or not found or not all(isinstance(item, Tensor) for item in found.values()):
         raise ModelError("no state dict in this file", where=path, hint="save model.state_dict()")
+    if any(item.numel() * item.element_size() > item.untyped_storage().nbytes() for item in found.values()):
+        raise ModelError("a tensor claims more values than the file holds", where=path)
     weights = {str(name): item.float() if item.is_floating_point() else item for name, item in found.items()}
     for prefix in _PREFIXES:
         if all(name.startswith(prefix) for name in weights):
             weights = {name.removeprefix(prefix): item for name, item in weights.items()}
     return weights
+
+
+def refuse_bomb(path: Path) -> None:
+    """Refuse a zip archive that unpacks to much more than its own size: torch stores tensors as they are.
+
+    Raises:
+        ModelError: When it does, or is no whole archive.
+    """
+    if not zipfile.is_zipfile(path):
+        return
+    try:
+        with zipfile.ZipFile(path) as archive:
+            unpacked = sum(item.file_size for item in archive.infolist())
+    except Exception as error:  # as below
+        raise ModelError(f"not a whole archive: {error}", where=path, hint="download it again") from error
+    if unpacked > path.stat().st_size + _SLACK:
+        raise ModelError(f"it would unpack to {unpacked} bytes", where=path, hint="save it with torch.save")
 
 
 def head_names(module: Any) -> tuple[str, ...]:
@@ -188,9 +213,12 @@ def read_card(folder: Path) -> tuple[ModelCard, Path]:
         raise ModelError(f"no trained classifier ({_CARD} and {_WEIGHTS}) in this folder", where=folder, hint=hint)
     try:
         raw = json.loads((folder / _CARD).read_text(encoding="utf-8"))
-        raw.update({name: tuple(raw[name]) for name in ("mean", "std", "classes")})
-        return ModelCard(**raw), folder / _WEIGHTS
-    except (OSError, ValueError, TypeError, KeyError) as error:
+        card = from_dict(ModelCard, raw)
+        for name, largest in _LARGEST.items():
+            if not 0 <= getattr(card, name) <= largest:
+                raise ValueError(f"{name} is {getattr(card, name)}")
+        return card, folder / _WEIGHTS
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError, ConfigError) as error:
         raise ModelError(f"{_CARD} cannot be read: {error}", where=folder, hint=hint) from error
 
 

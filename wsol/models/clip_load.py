@@ -6,6 +6,7 @@ import logging
 import math
 import warnings
 import zipfile
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from torch import nn
 
 from wsol.data.prompts import Prompts
 from wsol.errors import ModelError, did_you_mean
-from wsol.models.checkpoints import Weights, load_weights, read_weights, resolve
+from wsol.models.checkpoints import Weights, load_weights, read_weights, refuse_bomb, resolve
 from wsol.models.classifier import Classifier
 from wsol.models.clip import OPENAI_MEAN, OPENAI_STD, describe, set_texts
 from wsol.models.clip_convert import image_tower
@@ -129,6 +130,8 @@ def load_towers(
 def read_clip_weights(path: Path) -> Weights:
     """Read a checkpoint, or the archive of TorchScript in which OpenAI published its models, as float32.
 
+    No Python code in it is run, and no TorchScript either: an archive with code for loading is refused.
+
     Raises:
         ModelError: When the file cannot be read or holds no tensors.
     """
@@ -147,8 +150,15 @@ def read_clip_weights(path: Path) -> Weights:
 def _is_archive(path: Path) -> bool:
     if not zipfile.is_zipfile(path):
         return False
-    with zipfile.ZipFile(path) as file:
-        return any("/code/" in item for item in file.namelist())
+    refuse_bomb(path)
+    try:
+        with zipfile.ZipFile(path) as file:
+            code = [file.read(item) for item in file.namelist() if "/code/" in item]
+    except (zipfile.BadZipFile, zlib.error, OSError, ValueError, RuntimeError, EOFError) as error:
+        raise ModelError(f"cannot read the archive: {error}", where=path, hint="download it again") from error
+    if any(b"__setstate__" in text for text in code):  # the only TorchScript that torch.jit.load runs by itself
+        raise ModelError("the archive would run code of its own", where=path, hint="give a state dict")
+    return bool(code)
 
 
 def _from_file(architecture: str, path: Path) -> nn.Module:

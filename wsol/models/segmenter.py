@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
@@ -163,7 +164,7 @@ def load_segmenter(folder: Path, *, device: torch.device | str = "cpu") -> Segme
     except FileNotFoundError as error:
         hint = "give a run folder of wsol segment train whose training has ended"
         raise ModelError("no segmentation network here", where=folder, hint=hint) from error
-    except (ValueError, TypeError, KeyError, RuntimeError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError, RuntimeError, SafetensorError) as error:
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise ModelError(f"cannot read the network: {reason}", where=folder) from error
     segmenter = _wrap(module, facts, device)
@@ -193,8 +194,10 @@ def _card(run: Path) -> dict[str, Any]:
         return {}
     try:
         card: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ModelError(f"model.json cannot be read: {error}", where=run) from error
+    if not isinstance(card, dict):
+        raise ModelError("model.json cannot be read: no mapping", where=run)
     return card
 
 

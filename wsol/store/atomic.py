@@ -6,6 +6,7 @@ import errno
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from functools import lru_cache
 from pathlib import Path
 from typing import BinaryIO
 
@@ -40,6 +41,22 @@ def atomic_write(path: Path, *, durable: bool = False) -> Iterator[BinaryIO]:
     finally:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+@lru_cache(maxsize=4096)
+def _leads_out(folder: Path, run: Path) -> bool:
+    return not folder.resolve().is_relative_to(run.resolve())
+
+
+def inside(run: Path, path: Path) -> Path:
+    """Return a path below a run folder, or refuse it where a link leads out of the folder.
+
+    Raises:
+        StoreError: When the file would lie elsewhere.
+    """
+    if _leads_out(path.parent, run):
+        raise StoreError("cannot write: a link leads out of the run", where=path, hint="link the run folder itself")
+    return path
 
 
 def write_text(path: Path, text: str) -> None:

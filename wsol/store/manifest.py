@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from wsol.errors import StoreError
+from wsol.errors import DataError, StoreError
+from wsol.schema import check_id
+from wsol.store.shards import Sealer
 
 
 class Manifest:
@@ -22,6 +25,8 @@ class Manifest:
 
     def __init__(self, run: Path, shard: tuple[int, int] = (0, 1)) -> None:
         self.path = run / f"manifest-{shard[0]:03d}-of-{shard[1]:03d}.jsonl"
+        self._run, self._shard = run, shard
+        self._sealer: Sealer | None = None
 
     def __enter__(self) -> Manifest:
         try:
@@ -37,6 +42,17 @@ class Manifest:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._stream.close()
+        if kind is None and self._sealer is not None:
+            self._sealer.close()
+
+    def pack(self, ids: Sequence[str], done: Collection[str]) -> None:
+        """From now on, move the files of images into shards once they have their rows.
+
+        Args:
+            ids: Every id of this writer, in the order of the plan.
+            done: Those that need no work.
+        """
+        self._sealer = Sealer(self._run, ids, done, self._shard)
 
     def done(self, image_id: str, **facts: Any) -> None:
         """Record that the file of an image is in place."""
@@ -49,11 +65,15 @@ class Manifest:
     def _append(self, row: Mapping[str, Any]) -> None:
         # One unbuffered write a row: a kill leaves at most one torn last line, which readers skip.
         try:
-            self._stream.write(json.dumps(row, ensure_ascii=False).encode() + b"\n")
+            line = json.dumps(row, ensure_ascii=False).encode() + b"\n"
+            if self._stream.write(line) != len(line):  # a disk that fills up takes a part and says nothing
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         except OSError as error:
             raise StoreError(
                 f"cannot write: {error.strerror}", where=self.path, hint=os.strerror(error.errno or 0)
             ) from error
+        if self._sealer is not None:
+            self._sealer.settle(str(row["id"]))
 
 
 def _ends_torn(path: Path) -> bool:
@@ -65,14 +85,17 @@ def _ends_torn(path: Path) -> bool:
 
 
 def read_rows(run: Path) -> dict[str, dict[str, Any]]:
-    """Return the last row of every id over all shards of a run; torn lines are skipped."""
+    """Return the last row of every id over all shards of a run; torn and foreign lines are skipped.
+
+    The order of the files is that of their names: what the clock says does not matter.
+    """
     rows: dict[str, dict[str, Any]] = {}
-    for path in sorted(run.glob("manifest-*.jsonl"), key=lambda path: path.stat().st_mtime_ns):
+    for path in sorted(run.glob("manifest-*.jsonl")):
         for line in path.read_bytes().splitlines():
             try:
                 row = json.loads(line)
-                image_id = row["id"]
-            except (ValueError, KeyError, TypeError):
+                image_id = check_id(row["id"])
+            except (ValueError, KeyError, TypeError, RecursionError, DataError):
                 continue
             # A file that one shard wrote stays valid even if another shard failed on the same id.
             if not (rows.get(image_id, {}).get("ok") and not row.get("ok")):

@@ -1,4 +1,4 @@
-"""Label masks on disk: palette PNG, confidence beside it, and COCO JSON."""
+"""Label masks on disk: palette PNG, confidence beside it, both loose or in shards; and COCO JSON."""
 
 from __future__ import annotations
 
@@ -11,9 +11,11 @@ from PIL import Image
 
 from wsol.errors import StoreError
 from wsol.ops.palette import voc_palette
-from wsol.schema import PseudoMask
-from wsol.store.atomic import atomic_write
+from wsol.schema import MOST_PIXELS, PseudoMask
+from wsol.store.atomic import atomic_write, inside
+from wsol.store.shards import has_file, read_file
 
+_FORMATS = ("PNG", "BMP", "GIF", "TIFF")
 _PALETTE = voc_palette().tobytes()
 
 
@@ -46,10 +48,10 @@ def write_mask(run: Path, mask: PseudoMask) -> int:
         levels = np.rint(mask.confidence.astype(np.float32) * 255).astype(np.uint8)
         buffer = io.BytesIO()
         Image.fromarray(levels).save(buffer, format="PNG")
-        with atomic_write(confidence_path(run, mask.id)) as stream:
+        with atomic_write(inside(run, confidence_path(run, mask.id))) as stream:
             stream.write(buffer.getbuffer())
     data = encode_mask(mask.labels)
-    with atomic_write(mask_path(run, mask.id)) as stream:
+    with atomic_write(inside(run, mask_path(run, mask.id))) as stream:
         stream.write(data)
     return len(data)
 
@@ -67,7 +69,9 @@ def read_labels(path: Path) -> NDArray[np.uint8]:
         StoreError: When the file is missing, torn, or a colour picture instead of indices.
     """
     try:
-        with Image.open(path) as image:
+        with Image.open(io.BytesIO(read_file(path)), formats=_FORMATS) as image:
+            if image.width * image.height > MOST_PIXELS:
+                raise StoreError(f"{image.width} x {image.height} pixels are no mask of a photo", where=path)
             if image.mode not in ("P", "L", "1", "I;16", "I"):
                 raise StoreError(
                     f"expected an index mask, got a {image.mode} picture",
@@ -80,7 +84,9 @@ def read_labels(path: Path) -> NDArray[np.uint8]:
             return indices.astype(np.uint8)
     except FileNotFoundError as error:
         raise StoreError("no such mask", where=path) from error
-    except (OSError, SyntaxError, ValueError) as error:
+    except StoreError:
+        raise
+    except Exception as error:  # decoders raise whatever they like on broken files
         raise StoreError(f"cannot read the mask: {error}", where=path) from error
 
 
@@ -91,6 +97,6 @@ def read_mask(run: Path, image_id: str) -> PseudoMask:
         StoreError: When it is missing or torn.
     """
     confidence: NDArray[np.float16] | None = None
-    if confidence_path(run, image_id).is_file():
+    if has_file(confidence_path(run, image_id)):
         confidence = (read_labels(confidence_path(run, image_id)) / np.float32(255)).astype(np.float16)
     return PseudoMask(id=image_id, labels=read_labels(mask_path(run, image_id)), confidence=confidence)

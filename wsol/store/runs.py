@@ -14,13 +14,14 @@ from collections.abc import Mapping
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import wsol
 from wsol.config import config_hash, dump_yaml, load_yaml, to_dict
 from wsol.errors import ConfigError, DataError, StoreError
 from wsol.schema import DatasetSpec, RunInfo
 from wsol.store.atomic import write_text
+from wsol.store.lock import hold
 
 _OWN_FILES = (
     "maps",
@@ -59,15 +60,18 @@ _PACKAGES = (
 
 
 class Run:
-    """An open run folder; a context manager that completes `run.json` when the work ends well.
+    """An open run folder, locked; a context manager that completes `run.json` when the work ends well.
 
     Attributes:
         path: The folder.
         facts: What the run found out; goes into `run.json`.
     """
 
-    def __init__(self, path: Path, info: RunInfo, *, shard: tuple[int, int] = (0, 1)) -> None:
+    def __init__(
+        self, path: Path, info: RunInfo, *, shard: tuple[int, int] = (0, 1), lock: BinaryIO | None = None
+    ) -> None:
         self.path, self.info, self.shard = path, info, shard
+        self._lock = lock
         self.facts: dict[str, Any] = {}
         self._clock = time.monotonic()
 
@@ -78,8 +82,12 @@ class Run:
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         seconds = round(time.monotonic() - self._clock, 3)
         self.info = replace(self.info, seconds=seconds, peak_memory_mb=peak_memory_mb(), facts=self.facts)
-        if kind is None:
-            self._save()
+        try:
+            if kind is None:
+                self._save()
+        finally:
+            if self._lock is not None:
+                self._lock.close()
 
     def _save(self) -> None:
         name = "run.json" if self.shard[0] == 0 else f"run-{self.shard[0]:03d}.json"
@@ -110,12 +118,14 @@ def open_run(
         shard: (index, count) of this process.
 
     Raises:
-        StoreError: When the folder holds a run of another configuration, or no run at all but other files.
+        StoreError: When the folder holds a run of another configuration, or no run at all but other files, or when
+            another process is writing the same part of it.
     """
     digest = config_hash(config)
     known = _known_hash(path)
     if known is None and _holds_files(path):
         raise StoreError("the folder is not empty and holds no run", where=path, hint="give another --out")
+    lock = hold(path, shard=shard, alone=known is not None and overwrite)
     if known is not None and overwrite:
         _clear(path)
         known = None
@@ -124,9 +134,9 @@ def open_run(
         hint = "give another --out, or --overwrite to replace it"
         raise StoreError(f"the folder holds a run with other options{changed}", where=path, hint=hint)
     if known is None:
-        if dataset is not None:
-            write_text(path / "dataset.yaml", dump_yaml(dataset))
         write_text(path / "config.yaml", f"# wsol {verb}, {digest}\n{dump_yaml(config)}")
+    if dataset is not None and not (path / "dataset.yaml").is_file():  # after what makes the folder a run
+        write_text(path / "dataset.yaml", dump_yaml(dataset))
     info = RunInfo(
         verb=verb,
         config=to_dict(config),
@@ -139,7 +149,7 @@ def open_run(
         code_hash=code_hash(),
         started=datetime.now(UTC).isoformat(timespec="seconds"),
     )
-    return Run(path, info, shard=shard)
+    return Run(path, info, shard=shard, lock=lock)
 
 
 def read_info(path: Path) -> RunInfo:
@@ -150,10 +160,12 @@ def read_info(path: Path) -> RunInfo:
     """
     try:
         raw = json.loads((path / "run.json").read_text(encoding="utf-8"))
+        if not all(isinstance(raw[name], dict) for name in ("config", "inputs", "facts")):
+            raise TypeError("expected mappings")
         return RunInfo(**{**raw, "argv": tuple(raw["argv"])})
     except FileNotFoundError as error:
         raise StoreError("no run in this folder", where=path, hint="give a folder that wsol wrote") from error
-    except (ValueError, TypeError, KeyError) as error:
+    except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
         raise StoreError(f"run.json cannot be read: {error}", where=path) from error
 
 
@@ -195,8 +207,10 @@ def _holds_files(path: Path) -> bool:
 def _known_hash(path: Path) -> str | None:
     try:
         first = (path / "config.yaml").read_text(encoding="utf-8").partition("\n")[0]
-    except OSError:
+    except FileNotFoundError:
         return None
+    except (OSError, UnicodeDecodeError) as error:
+        raise StoreError(f"config.yaml cannot be read: {error}", where=path, hint="give another --out") from error
     words = first.removeprefix("# wsol ").split(", ")
     return f"{words[0]}:{words[1]}" if len(words) == 2 else "?"
 
@@ -212,9 +226,10 @@ def _changed_options(path: Path, config: Any) -> str:
 
 
 def _clear(path: Path) -> None:
-    own = [path / name for name in _OWN_FILES]
+    own = [path / name for name in _OWN_FILES if name != "config.yaml"]
     for pattern in _OWN_PATTERNS:
         own += path.glob(pattern)
+    own.append(path / "config.yaml")  # last: what is cleared half is still a run
     for item in own:
         if item.is_dir() and not item.is_symlink():
             shutil.rmtree(item)
