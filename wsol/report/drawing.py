@@ -117,7 +117,8 @@ def outline(canvas: Image, area: Area, colour: Colour, *, dashed: bool) -> None:
         dashed: Whether to leave gaps.
     """
     left, top, right, bottom = area
-    line = line_width(canvas)
+    thumbnail = max(canvas.shape[:2]) <= 160  # there a rim would hide more than it shows
+    line = line_width(canvas) if thumbnail else max(2, line_width(canvas))
     dash = 5 * line if dashed else max(right - left, bottom - top) + 1
     pieces: list[tuple[tuple[int, int], tuple[int, int]]] = []
     for x in range(left, right + 1, 2 * dash):
@@ -126,7 +127,8 @@ def outline(canvas: Image, area: Area, colour: Colour, *, dashed: bool) -> None:
     for y in range(top, bottom + 1, 2 * dash):
         end = min(y + dash, bottom)
         pieces += [((left, y), (left, end)), ((right, y), (right, end))]
-    layers = ((DARK, line + 2), (colour, line))  # the dark rim separates it from the photo
+    # The dark rim separates the line from the photo.
+    layers = ((colour, line),) if thumbnail else ((DARK, line + 2), (colour, line))
     for ink, width in layers:
         for start, stop in pieces:
             cv2.line(canvas, start, stop, ink, width)

@@ -6,152 +6,34 @@ import base64
 import math
 import numbers
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import ClassVar, Literal, TypeAlias
 
 import cv2
 import jinja2
 
-from wsol.errors import DataError
 from wsol.report.drawing import Image
 from wsol.report.overlays import shrink
+from wsol.report.sections import (
+    SERIES,
+    Bars,
+    Card,
+    Cards,
+    Cell,
+    Command,
+    Figure,
+    Gallery,
+    Plot,
+    Section,
+    Table,
+    Text,
+    Tile,
+)
 from wsol.store.atomic import write_text
 
-Cell: TypeAlias = str | int | float | None
-
-
-@dataclass(frozen=True, slots=True)
-class Tile:
-    """A headline number.
-
-    Attributes:
-        label: What it is, for example "mIoU".
-        value: The number as it is to be read, with its unit.
-        note: Split, n, threshold source: what a reader must know to quote it.
-    """
-
-    label: str
-    value: str
-    note: str = ""
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Figure:
-    """A picture with its caption.
-
-    Attributes:
-        picture: RGB uint8 (H, W, 3), or an `<svg>` element from `wsol.report.plots`, which is trusted.
-        caption: What it shows; below the picture.
-        alt: What it shows, for those who cannot see it; the caption where empty.
-    """
-
-    picture: Image | str
-    caption: str = ""
-    alt: str = ""
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Gallery:
-    """Pictures in rows: one row an image, one column a method; or a single row that wraps.
-
-    Attributes:
-        title: Heading of the section.
-        rows: Figures by row. Several rows align in columns; a single row fills lines of equal height.
-        row_titles: One heading a row, or none.
-        note: A paragraph above the pictures.
-    """
-
-    kind: ClassVar[str] = "gallery"
-    title: str
-    rows: Sequence[Sequence[Figure]]
-    row_titles: Sequence[str] = ()
-    note: str = ""
-
-    def __post_init__(self) -> None:
-        if self.row_titles and len(self.row_titles) != len(self.rows):
-            raise DataError(f"Gallery: expected {len(self.rows)} row titles, got {len(self.row_titles)}")
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Table:
-    """A table; numbers are aligned right, NaN and None show as a dash.
-
-    Attributes:
-        title: Heading of the section.
-        header: Column names.
-        rows: Cells by row; the first column names the row.
-        best: Column name to whether its highest or its lowest value is set in bold, ties included.
-        digits: Decimals of the float cells.
-        note: A paragraph below the table.
-    """
-
-    kind: ClassVar[str] = "table"
-    title: str
-    header: Sequence[str]
-    rows: Sequence[Sequence[Cell]]
-    best: Mapping[str, Literal["max", "min"]] = field(default_factory=dict)
-    digits: int = 1
-    note: str = ""
-
-    def __post_init__(self) -> None:
-        for row in self.rows:
-            if len(row) != len(self.header):
-                raise DataError(f"Table '{self.title}': expected {len(self.header)} cells a row, got {len(row)}")
-        unknown = set(self.best) - set(self.header)
-        if unknown:
-            raise DataError(f"Table '{self.title}': no column '{sorted(unknown)[0]}' to find the best of")
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Plot:
-    """One plot, or several side by side.
-
-    Attributes:
-        title: Heading of the section.
-        figures: Figures whose pictures are `<svg>` elements.
-        note: A paragraph above the plots.
-    """
-
-    kind: ClassVar[str] = "plot"
-    title: str
-    figures: Sequence[Figure]
-    note: str = ""
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Text:
-    """Paragraphs.
-
-    Attributes:
-        title: Heading of the section.
-        paragraphs: Plain text, one string a paragraph.
-        warning: Whether the text is set off as a warning.
-    """
-
-    kind: ClassVar[str] = "text"
-    title: str
-    paragraphs: Sequence[str]
-    warning: bool = False
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Command:
-    """Lines to type into a shell.
-
-    Attributes:
-        title: Heading of the section.
-        code: The lines, shown as they are.
-        note: A paragraph above them.
-    """
-
-    kind: ClassVar[str] = "command"
-    title: str
-    code: str
-    note: str = ""
-
-
-Section: TypeAlias = Gallery | Table | Plot | Text | Command
+__all__ = [
+    "Bars", "Card", "Cards", "Command", "Figure", "Gallery", "Plot", "Section", "Table", "Text", "Tile",
+    "data_uri", "write_report",
+]  # fmt: skip
 
 
 def write_report(
@@ -197,9 +79,20 @@ def write_report(
         small = shrink(picture, width=width, height=width * 3 // 2)
         return {"uri": data_uri(small, quality=quality), "width": small.shape[1], "height": small.shape[0]}
 
-    environment.filters.update(embed=embed, cells=_cells)
+    classes = {name for section in sections if isinstance(section, Cards) for name in section.classes}
+    if not any(isinstance(section, Cards) for section in sections):
+        classes = {name for section in sections if isinstance(section, Bars) for name in section.rows}
+    series = _series(sections)
+    colours = {name: SERIES[at % len(SERIES)] for at, name in enumerate(series)}
+    environment.filters.update(embed=embed, cells=_cells, colour=lambda name: colours.get(name, SERIES[0]))
     page = environment.get_template("report.html.j2").render(
-        title=title, lead=lead, facts=facts or {}, tiles=tiles, sections=sections
+        title=title,
+        lead=lead,
+        facts=facts or {},
+        tiles=tiles,
+        sections=sections,
+        classes=sorted(classes),
+        series=series,
     )
     write_text(Path(path), page)
 
@@ -216,6 +109,15 @@ def data_uri(image: Image, *, quality: int = 75) -> str:
     """
     _, data = cv2.imencode(".webp", image[..., ::-1], [cv2.IMWRITE_WEBP_QUALITY, quality])
     return "data:image/webp;base64," + base64.b64encode(data.tobytes()).decode("ascii")
+
+
+def _series(sections: Sequence[Section]) -> list[str]:
+    """Return the names of all series of bars and cards, in the order in which they first appear."""
+    names = [name for section in sections if isinstance(section, Bars) for name in section.series]
+    for section in sections:
+        if isinstance(section, Cards):
+            names += [one.series for cards in section.groups.values() for card in cards for one in card.figures]
+    return [name for name in dict.fromkeys(names) if name]
 
 
 def _cells(table: Table) -> list[list[tuple[str, bool, bool]]]:

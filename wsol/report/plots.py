@@ -20,9 +20,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from wsol.errors import EvalError
+from wsol.report.sections import SERIES
 
 _INK = "#6e7079"  # stands for currentColor, which matplotlib cannot write
-_SERIES = ("#2a86cb", "#d55e00", "#0e9a72", "#b8609a", "#b08000", "#7a7d85")
 _STYLES = ("-", "--", "-.", (0, (1, 1.2)), (0, (5, 1, 1, 1, 1, 1)), (0, (8, 2)))
 _SETTINGS: dict[Any, Any] = {
     "svg.fonttype": "none",
@@ -79,7 +79,7 @@ def threshold_curve(
     if not curves:
         raise EvalError("threshold_curve: no curves")
     with _settings():
-        figure, (axes,) = _figure(1, height=3.3)
+        figure, (axes,) = _figure(1, height=3.0 + 0.17 * len(curves))
         for index, ((name, curve), (colour, style)) in enumerate(zip(curves.items(), _looks(), strict=False)):
             x, y = np.asarray(curve["x"], dtype=float), np.asarray(curve["y"], dtype=float)
             if x.shape != y.shape or x.size == 0:
@@ -94,7 +94,7 @@ def threshold_curve(
                 marker.set_gid(f"chosen-{index}")
             axes.plot(x, y, color=colour, linestyle=style, label=label)
         _label(axes, title, x_label, y_label)
-        _legend(axes)
+        figure.legend(loc="outside lower left", handlelength=2.6, fontsize=9)  # below: curves fill the axes
         return _svg(figure)
 
 
@@ -131,9 +131,9 @@ def bars(
         figure, (axes,) = _figure(1, height=0.9 + 0.2 * len(order))
         rows = np.arange(len(order))
         lengths = np.array([values[name] for name in order])
-        axes.barh(rows, np.nan_to_num(lengths), height=0.66, color=_SERIES[0])
+        axes.barh(rows, np.nan_to_num(lengths), height=0.66, color=SERIES[0])
         mean = float(np.mean(finite))
-        axes.axvline(mean, color=_SERIES[1], linewidth=1.0, linestyle="--", zorder=0.9)
+        axes.axvline(mean, color=SERIES[1], linewidth=1.0, linestyle="--", zorder=0.9)
         top = max(100.0 if max(finite) > 1 else 1.0, *finite)
         for row, length in enumerate(lengths):
             text = f"{length:.1f}" if top > 1 else f"{length:.2f}"
@@ -218,7 +218,7 @@ def _figure(panels: int, *, height: float) -> tuple[Figure, list[Axes]]:
 
 
 def _looks() -> Iterator[tuple[str, Any]]:
-    return zip(cycle(_SERIES), cycle(_STYLES), strict=False)
+    return zip(cycle(SERIES), cycle(_STYLES), strict=False)
 
 
 def _label(axes: Axes, title: str, x_label: str, y_label: str) -> None:
