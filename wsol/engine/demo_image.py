@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from wsol import cams
-from wsol.cams.base import BoundMethod
+from wsol.cams.base import BoundMethod, ClassChoice
 from wsol.data.images import read_image
 from wsol.data.transforms import input_size, to_input
 from wsol.engine.bench_options import listed
@@ -23,6 +23,7 @@ from wsol.engine.demo_options import ImageDemoConfig
 from wsol.engine.device import resolve_device
 from wsol.engine.make_maps import load_model
 from wsol.engine.options import CamConfig
+from wsol.engine.serve_options import ServeConfig
 from wsol.errors import ConfigError, WsolError
 from wsol.models.classifier import Classifier
 from wsol.ops.normalize import normalize
@@ -66,14 +67,14 @@ def demo_image(config: ImageDemoConfig) -> Shown:
     if not config.image:
         raise ConfigError("no photo", where="--image", hint="give one file or more")
     wanted = listed(config.classes)
-    classifier = _load(config, wanted)
+    classifier = load_photo_model(config, wanted)
     names = ClassNames.of(classifier)
     asked = [names.find(word) for word in wanted]
     bound = {name: cams.create(name, classifier) for name in methods}
     shown, sections = Shown(config.out / "index.html"), []
     for stem, path in zip(_stems(config.image), config.image, strict=True):
         try:
-            photo, inputs = _read(path, config, classifier)
+            photo, inputs = read_photo(path, config, classifier)
         except WsolError as error:
             shown.failures[str(path)] = str(error)
             continue
@@ -95,8 +96,16 @@ def demo_image(config: ImageDemoConfig) -> Shown:
     return shown
 
 
-def _load(config: ImageDemoConfig, wanted: tuple[str, ...]) -> Classifier:
-    """Load the model that was asked for, by default the one that needs no download."""
+def load_photo_model(config: ImageDemoConfig | ServeConfig, wanted: tuple[str, ...]) -> Classifier:
+    """Load the model that was asked for, by default the one that needs no download.
+
+    Args:
+        config: Names the model and the device.
+        wanted: Classes by their names: the texts of a model that reads text.
+
+    Raises:
+        WsolError: When there is no such model, or it reads text and there is none.
+    """
     if (config.model or "").partition(":")[0] == "clip" and not wanted:
         raise ConfigError("a model that reads text has no classes of its own", hint="give --classes, for example cat")
     own = config.model is None and config.checkpoint is None and not config.pretrained
@@ -106,19 +115,52 @@ def _load(config: ImageDemoConfig, wanted: tuple[str, ...]) -> Classifier:
         checkpoint=DEFAULT_WEIGHTS if own else config.checkpoint,
         pretrained=config.pretrained,
         img_size=config.img_size,
-        out=config.out,
+        out=Path(),
     )
     spec = DatasetSpec(name="photos", classes=wanted, root=Path(), split="")
     return load_model(job, spec, resolve_device(config.device))
 
 
-def _read(path: Path, config: ImageDemoConfig, classifier: Classifier) -> tuple[_Image, Tensor]:
-    """Return the photo as it is shown, and the network's input (1, 3, h, w)."""
+def read_photo(path: Path, config: ImageDemoConfig | ServeConfig, classifier: Classifier) -> tuple[_Image, Tensor]:
+    """Read a photo, upright.
+
+    Args:
+        path: Image file.
+        config: Says at what size the network sees it.
+        classifier: The network.
+
+    Returns:
+        RGB uint8 (H, W, 3), no side above 1280 pixels, and the network's input (1, 3, h, w) on its device.
+
+    Raises:
+        DataError: When the file cannot be read.
+    """
     image = read_image(path, upright=True)
     side = config.img_size or (None if config.resize == "native" else classifier.input_size[0])
     size = input_size(image.shape[:2], img_size=side, resize=config.resize, stride=classifier.stride)
     inputs = to_input(image, size, mean=classifier.mean, std=classifier.std, interpolation=classifier.interpolation)
     return shrink(image, width=_SIDE, height=_SIDE), torch.from_numpy(inputs)[None].to(classifier.device)
+
+
+def map_photo(
+    method: BoundMethod, inputs: Tensor, class_ids: ClassChoice, *, size: tuple[int, int]
+) -> tuple[NDArray[np.float32], tuple[int, ...], Tensor]:
+    """Make the score maps of one photo.
+
+    Args:
+        method: From `wsol.cams.create`.
+        inputs: (1, 3, h, w), from `read_photo`.
+        class_ids: As for the method.
+        size: (H, W) of the maps.
+
+    Returns:
+        float32 (K, H, W) in [0, 1], the K class ids, and the logits (C,).
+    """
+    raw = method(inputs, class_ids)
+    values = normalize(raw.values[0].float().cpu().numpy(), method.method.normalization)
+    ids = np.arange(len(values), dtype=np.int16)  # only to be resized
+    maps = ScoreMaps(id="photo", values=values, class_ids=ids, image_size=size).at_image_size()
+    return np.clip(maps, 0, 1), raw.class_ids[0], raw.logits[0].float().cpu()
 
 
 def _rows(
@@ -133,13 +175,11 @@ def _rows(
     titles: list[str] = []
     rows: list[dict[str, _Image]] = []
     for name, method in bound.items():
-        raw = method(inputs, lambda logits: [names.choose(logits[0], asked)])
-        values = normalize(raw.values[0].float().cpu().numpy(), method.method.normalization)
-        ids = np.arange(len(values), dtype=np.int16)
-        maps = ScoreMaps(id="photo", values=values, class_ids=ids, image_size=photo.shape[:2]).at_image_size()
-        overlays = [heatmap(photo, np.clip(plane, 0, 1)) for plane in maps]
+        size = (photo.shape[0], photo.shape[1])
+        maps, ids, logits = map_photo(method, inputs, lambda scores: [names.choose(scores[0], asked)], size=size)
+        overlays = [heatmap(photo, plane) for plane in maps]
         if not rows:
-            titles = [names.title(at, raw.logits[0], word) for at, word in _pairs(raw.class_ids[0], wanted)]
+            titles = [names.title(at, logits, word) for at, word in _pairs(ids, wanted)]
             rows = [{} for _ in overlays]
         for row, overlay in zip(rows, overlays, strict=True):
             row[name] = overlay
