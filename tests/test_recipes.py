@@ -9,9 +9,15 @@ import pytest
 from wsol.config import coerce, load_yaml
 from wsol.engine.options import CamConfig
 from wsol.engine.segment_options import SegmentPredictConfig, SegmentTrainConfig
+from wsol.engine.single_stage_options import SingleStageConfig
 
 CONFIGS = Path(__file__).parents[1] / "configs"
-VERBS = {"cam": CamConfig, "segment train": SegmentTrainConfig, "segment predict": SegmentPredictConfig}
+VERBS = {
+    "cam": CamConfig,
+    "segment train": SegmentTrainConfig,
+    "segment single-stage": SingleStageConfig,
+    "segment predict": SegmentPredictConfig,
+}
 
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.rglob("*.yaml")), ids=lambda path: path.stem)

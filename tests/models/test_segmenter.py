@@ -29,6 +29,7 @@ def make(arch="unet", encoder="tu-test_resnet", **options):
         ("pan", "tu-test_resnet"),
         ("linknet", "resnet18"),
         ("segformer", "tu-test_convnext"),
+        ("dpt", "tu-vit_tiny_patch16_224"),  # whose position embedding is for one size
     ],
 )
 def test_logits_have_the_size_of_the_input(arch, encoder):

@@ -1,4 +1,4 @@
-"""`wsol segment`: train a network on masks, predict with one (train, self-train, predict, eval, export)."""
+"""`wsol segment`: train a network on masks, predict with one (train, self-train, single-stage, predict, ...)."""
 
 from __future__ import annotations
 
@@ -13,17 +13,19 @@ from wsol.engine.segment_options import (
     SegmentTrainConfig,
     SelfTrainConfig,
 )
+from wsol.engine.single_stage_options import SingleStageConfig
 from wsol.errors import ConfigError, did_you_mean
 
 _CHOICES = [("data", "data_options", option_type)]
-_ACTIONS = ("train", "self-train", "predict", "eval", "export")
+_ACTIONS = ("train", "self-train", "single-stage", "predict", "eval", "export")
 _USAGE = """usage: wsol segment ACTION [OPTIONS]   (wsol segment train --help lists the options)
 
-  train       a segmentation network on pseudo-masks or true masks
-  self-train  the same in stages, on given masks or on its own (GIST, RIST)
-  predict     masks of a split, of a folder or of listed files
-  eval        mIoU of predicted masks: the same as wsol eval seg
-  export      the network as an ONNX file
+  train         a segmentation network on pseudo-masks or true masks
+  self-train    the same in stages, on given masks or on its own (GIST, RIST)
+  single-stage  classifier and segmentation network at once, on image-level labels (GETAM)
+  predict       masks of a split, of a folder or of listed files
+  eval          mIoU of predicted masks: the same as wsol eval seg
+  export        the network as an ONNX file
 """
 
 
@@ -43,6 +45,11 @@ def run(argv: Sequence[str]) -> int:
         from wsol.engine.self_train import self_train  # as above
 
         return self_train(stages).status
+    if action == "single-stage":
+        both = parse(SingleStageConfig, rest, prog="wsol segment single-stage", choices=_CHOICES)
+        from wsol.engine.single_stage import segment_single_stage  # as above
+
+        return segment_single_stage(both).status
     if action == "predict":
         prediction = parse(SegmentPredictConfig, rest, prog="wsol segment predict", choices=_CHOICES)
         from wsol.engine.segment_predict import segment_predict  # as above

@@ -1,4 +1,4 @@
-"""The masks that a data set is read with: its own, or those of a run or folder."""
+"""The masks and saliency maps that a data set is read with: its own, or those of a run or folder."""
 
 from __future__ import annotations
 
@@ -9,9 +9,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wsol import data
+from wsol.data.images import read_image
 from wsol.errors import ConfigError, DataError
 from wsol.schema import IGNORE, Sample
 from wsol.store.masks import read_labels
+from wsol.store.shards import has_file
 
 TRUTH = "gt"
 
@@ -32,7 +34,7 @@ class MaskFolder:
 
     def file(self, sample: Sample) -> Path:
         """Return where the mask of a sample lies."""
-        return _png(self.path, sample)
+        return _png(self.path, sample.id)
 
     def __call__(self, sample: Sample) -> NDArray[np.uint8]:
         """Return uint8 (H, W).
@@ -43,8 +45,8 @@ class MaskFolder:
         labels = read_labels(self.file(sample))
         if self.confidence is None:
             return labels
-        path = _png(self.confidence, sample)
-        if not path.is_file():
+        path = _png(self.confidence, sample.id)
+        if not has_file(path):
             raise DataError("no confidence of this mask", where=path, hint="make the masks with --confidence")
         confidence = read_labels(path)
         if confidence.shape != labels.shape:
@@ -79,13 +81,36 @@ def with_masks(dataset: data.Dataset, masks: str, *, min_confidence: float = 0.0
         return dataset, 0
     confidence = folder / "confidence" if min_confidence else None
     reader = MaskFolder(folder / "masks" if run else folder, confidence, min_confidence)
-    kept = tuple(sample for sample in dataset.samples if reader.file(sample).is_file())
+    kept = tuple(sample for sample in dataset.samples if has_file(reader.file(sample)))
     if not kept:
         first = reader.file(dataset.samples[0])
-        raise DataError("no image has a mask here", where=folder, hint=f"looked for {first.name}; or --masks gt")
+        hint = f"looked for {first.name}; give a run of wsol refine, a folder of masks, or gt"
+        raise DataError("no image has a mask here", where=folder, hint=hint)
     return replace(dataset, samples=kept, truth=reader), len(dataset) - len(kept)
 
 
-def _png(folder: Path, sample: Sample) -> Path:
-    exact = folder / f"{sample.id}.png"
-    return exact if exact.is_file() else exact.with_name(f"{Path(sample.id).stem}.png")
+def read_saliency(folder: Path, image_id: str, size: tuple[int, int]) -> NDArray[np.float32]:
+    """Read the saliency map of an image from a folder of ID.png files; an id that ends in .jpg may also become .png.
+
+    Args:
+        folder: The folder.
+        image_id: The image.
+        size: Its (H, W).
+
+    Returns:
+        float32 (H, W) in [0, 1], 0 where there is no object.
+
+    Raises:
+        DataError: When the map cannot be read or has another size.
+    """
+    path = _png(folder, image_id)
+    saliency = read_image(path).max(axis=2)
+    if saliency.shape != size:
+        what = f"expected saliency of {size[0]}x{size[1]} pixels, got {saliency.shape[0]}x{saliency.shape[1]}"
+        raise DataError(what, where=path)
+    return np.asarray(saliency / np.float32(255), dtype=np.float32)
+
+
+def _png(folder: Path, image_id: str) -> Path:
+    exact = folder / f"{image_id}.png"
+    return exact if has_file(exact) else exact.with_name(f"{Path(image_id).stem}.png")

@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import itertools
 import logging
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from wsol import data
 from wsol.engine.device import resolve_device
 from wsol.engine.fit import History, Trained, fit, has_ended, read_history
-from wsol.engine.loaders import Batch, Batches, Failures, load_splits, normalize, read_images
+from wsol.engine.loaders import Batch, Batches, Failures, load_splits, normalize
 from wsol.engine.losses_segment import dense_energy, hard_pixel_loss, masked_cross_entropy
 from wsol.engine.mask_source import with_masks
 from wsol.engine.optim import check_optimizer
@@ -24,15 +21,12 @@ from wsol.engine.outcome import log_to
 from wsol.engine.parallel import World, joined, own_device
 from wsol.engine.seeding import generator, own_randomness, seed_torch
 from wsol.engine.segment_data import SegmenterViews
-from wsol.engine.segment_infer import View, predict_labels
+from wsol.engine.segment_measure import Validation
 from wsol.engine.segment_options import SegmentTrainConfig
 from wsol.engine.segment_predict import segment_predict
 from wsol.engine.tile_mix import WithTeacher
 from wsol.engine.train import checkpoint_hash
-from wsol.errors import DataError, WsolError
 from wsol.models.segmenter import Segmenter, create_segmenter, save_segmenter
-from wsol.ops.confusion import confusion_matrix, mean_iou
-from wsol.schema import Sample
 from wsol.store.runs import open_run
 
 __all__ = ["segment_predict", "segment_train"]
@@ -190,26 +184,9 @@ class _Work:
         return masked_cross_entropy(logits, labels)
 
     def evaluate(self, module: nn.Module) -> dict[str, float]:
-        module = module.student if isinstance(module, WithTeacher) else module
-        val, segmenter = self._measured, replace(self.segmenter, module=module)
-        classes = len(val.spec.classes) + 1
-        matrix = np.zeros((classes, classes), dtype=np.int64)
-        for sample, image in itertools.islice(self._val_stream, len(val)):
-            try:
-                if isinstance(image, str):
-                    raise DataError(image)
-                labels = predict_labels(segmenter, image, View(amp=self.config.amp), device=self.device)
-                matrix += confusion_matrix(val.read_truth(sample), labels, classes)
-            except WsolError as error:
-                self.failures.note([(sample.id, str(error))])
-        return {"val_miou": 100.0 * mean_iou(matrix)}
-
-    @property
-    def _measured(self) -> data.Dataset:
-        return self.val or self.dataset
+        return self._validation(module.student if isinstance(module, WithTeacher) else module)
 
     @cached_property
-    def _val_stream(self) -> Iterator[tuple[Sample, NDArray[np.uint8] | str]]:
-        """One stream for all epochs, so that its reading processes start once."""
-        samples = self._measured.samples * self.config.epochs
-        return read_images(samples, workers=self.config.workers, device=self.device)
+    def _validation(self) -> Validation:
+        measured = self.val or self.dataset
+        return Validation(measured, self.segmenter, self.config, device=self.device, failures=self.failures)

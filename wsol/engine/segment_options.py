@@ -145,6 +145,8 @@ class SegmentPredictConfig(JobOptions):
     """Also write the probability of each label as an 8-bit PNG."""
     attention: bool = False
     """Also write the class attention of a mask transformer as maps/, for wsol eval loc."""
+    store: Literal["files", "shards"] = neutral(default="files")
+    """files: one of each kind an image; shards: 4096 images to a tar file, for data sets of many files."""
     coco: bool = neutral(default=False)
     """Also write pseudo.coco.json (RLE)."""
     zip: Literal["comp5", "comp6"] | None = neutral(default=None)

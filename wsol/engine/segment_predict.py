@@ -34,6 +34,7 @@ from wsol.store.manifest import Manifest, finished
 from wsol.store.maps import write_maps
 from wsol.store.masks import mask_path, read_labels, write_mask
 from wsol.store.runs import open_run
+from wsol.store.shards import has_file, read_file
 
 _SERVER = "results/VOC2012/Segmentation/{}_test_cls"
 _Labelled = tuple[NDArray[np.uint8], NDArray[np.float16]]
@@ -73,6 +74,8 @@ def segment_predict(config: SegmentPredictConfig) -> Outcome:
     with run, Manifest(config.out, shard) as manifest, log_to(config.out / "log.txt"):
         ours = dataset.samples[shard[0] :: shard[1]]
         done = finished(config.out, lambda image_id: read_labels(mask_path(config.out, image_id)))
+        if config.store == "shards":
+            manifest.pack([sample.id for sample in ours], done)
         pending = [sample for sample in ours if sample.id not in done]
         outcome = Outcome(skipped=len(ours) - len(pending))
         view = View(
@@ -136,9 +139,9 @@ def write_server_zip(run: Path, samples: tuple[Sample, ...], *, competition: str
     with atomic_write(run / "results.zip") as stream, zipfile.ZipFile(stream, "w") as archive:
         for sample in samples:
             path = mask_path(run, sample.id)
-            if path.is_file():
+            if has_file(path):
                 name = f"{_SERVER.format(competition)}/{sample.image.stem}.png"
-                archive.writestr(zipfile.ZipInfo(name), path.read_bytes())  # no clock time: equal masks, equal file
+                archive.writestr(zipfile.ZipInfo(name), read_file(path))  # no clock time: equal masks, equal file
     return run / "results.zip"
 
 

@@ -22,7 +22,7 @@ from wsol.models.deeplabv2 import DeepLabV2
 Statistics = tuple[tuple[float, ...], tuple[float, ...]]
 _log = logging.getLogger("wsol")
 IMAGENET: Statistics = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-_DEEPLABV2 = "deeplabv2"
+_DEEPLABV2, _DPT = "deeplabv2", "dpt"
 _COARSER = {"pan": 128}  # pools three times below the encoder's last map
 _ENOUGH = 0.5  # an encoder that finds fewer of its tensors in a checkpoint is another network
 
@@ -60,8 +60,10 @@ def build_smp(arch: str, encoder: str, channels: int, encoder_weights: str | Non
             if arch == _DEEPLABV2:
                 backbone = smp.encoders.get_encoder(encoder, weights=encoder_weights, output_stride=8)
                 return DeepLabV2(backbone, channels)
+            # DPT stands on a timm transformer, which takes images of one size unless told otherwise.
+            sizes = {"dynamic_img_size": True} if arch == _DPT else {}
             module: nn.Module = smp.create_model(
-                arch, encoder_name=encoder, encoder_weights=encoder_weights, in_channels=3, classes=channels
+                arch, encoder_name=encoder, encoder_weights=encoder_weights, in_channels=3, classes=channels, **sizes
             )
             return module
     except Exception as error:  # smp, timm and the hub raise many kinds
