@@ -38,6 +38,11 @@ demo_image = _verb("demo_image", "wsol.engine.demo_options:ImageDemoConfig", "ws
 segment_self_train = _verb(
     "segment_self_train", "wsol.engine.segment_options:SelfTrainConfig", "wsol.engine.self_train:self_train"
 )
+segment_single_stage = _verb(
+    "segment_single_stage",
+    "wsol.engine.single_stage_options:SingleStageConfig",
+    "wsol.engine.single_stage:segment_single_stage",
+)
 segment_export = _verb(
     "segment_export", "wsol.engine.segment_options:SegmentExportConfig", "wsol.engine.export_onnx:export_onnx"
 )
@@ -51,3 +56,4 @@ make_instances = _verb(
 choose_prompts = _verb(
     "choose_prompts", "wsol.engine.clip_prompts:ClipPromptsConfig", "wsol.engine.clip_prompts:choose_prompts"
 )
+report_runs = _verb("report_runs", "wsol.engine.report_runs:ReportConfig", "wsol.engine.report_runs:report_runs")

@@ -2,7 +2,8 @@
 
 A line `<!-- wsol: KIND ... -->` in a page is replaced by Markdown when the page is read:
 
-- `methods wsol.cams`: every entry of a registry, with its docstring and a table of its options;
+- `methods wsol.cams`: every entry of a registry: docstring, formula, needs and cost (docs/methods/formulas.yaml),
+  picture (`pictures.py`, at build time), rows of docs/results.md, options, BibTeX;
 - `protocols`: the localization protocols of `wsol eval loc`;
 - `commands`: every command of `wsol/cli` with its options.
 """
@@ -11,6 +12,7 @@ from __future__ import annotations
 
 import ast
 import dataclasses
+import functools
 import importlib
 import inspect
 import itertools
@@ -21,9 +23,13 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import wsol.cli
-from wsol.cli.cite import registry
+import yaml
 
+import wsol.cli
+from wsol.cli.cite import docstring, papers, registry
+
+_DOCS = Path(__file__).parents[1]
+_PICTURES = _DOCS / "_build/pictures"
 _MARK = re.compile(r"^<!-- wsol: (.+) -->$", re.MULTILINE)
 _NOT_GIVEN = (dataclasses.MISSING, inspect.Parameter.empty)
 
@@ -94,8 +100,23 @@ def setup(app: Any) -> dict[str, bool]:
     from pygments.lexers.special import TextLexer
 
     app.add_lexer("mermaid", TextLexer)
+    app.connect("builder-inited", _draw)
     app.connect("source-read", _read)
     return {"parallel_read_safe": True}
+
+
+def _draw(app: Any) -> None:
+    """Make the pictures, unless what they are made of is not installed: the pages do without."""
+    from wsol.errors import WsolError
+
+    try:
+        from pictures import draw  # beside this file; torch takes seconds
+
+        draw(_PICTURES)
+    except WsolError as error:
+        from sphinx.util.logging import getLogger
+
+        getLogger(__name__).info(f"no pictures: {error}")
 
 
 def _read(app: Any, name: str, source: list[str]) -> None:
@@ -113,21 +134,69 @@ def _methods(package: str) -> str:
         entry = known.get(name)
         module = importlib.import_module(entry.__module__)
         head, _, body = (inspect.getdoc(module) or "").partition("\n\n")
-        parts += [f"({package}.{name})=\n## {name}", f"**{markdown(head)}**", markdown(body), _facts(entry)]
+        parts += [f"({package}.{name})=\n## {name}", f"**{markdown(head)}**", *_shown(package, name), markdown(body)]
+        parts.append(_facts(package, name, entry))
         parts.append(_table(entry, "" if inspect.isfunction(entry) or dataclasses.is_dataclass(entry) else "none"))
+        parts.append(_bibtex(package, name))
         parts.append(f"Source: `{module.__name__.replace('.', '/')}.py`")
     return "\n\n".join(part for part in parts if part)
 
 
-def _facts(entry: Any) -> str:
-    """What only mix strategies say about themselves."""
-    if not hasattr(entry, "keeps_label_mass"):
-        return ""
-    made = entry()
-    needs = ", ".join(sorted(made.wants() | made.needs)) or "nothing"
-    labels = "sum to 1" if made.keeps_label_mass else "need not sum to 1"
-    cost = made.cost or "none"
-    return f"Needs: {needs}. Extra cost beside one forward and one backward pass: {cost}. Labels of an image {labels}."
+@functools.cache
+def notes() -> dict[str, dict[str, str]]:
+    """Return formula, needs and cost of the methods, by name."""
+    found: dict[str, dict[str, str]] = yaml.safe_load((_DOCS / "methods/formulas.yaml").read_text(encoding="utf-8"))
+    return found
+
+
+def measured(name: str, text: str) -> list[str]:
+    """Return the rows of the tables of a page whose first cell names a method, speed left out.
+
+    Args:
+        name: Registry name.
+        text: The page, docs/results.md.
+    """
+    found, header, place = [], [], ""
+    for line in text.partition("## Speed")[0].splitlines():
+        cells = [cell.strip() for cell in line.strip("|").split("|")] if line.startswith("|") else []
+        if line.startswith("## "):
+            place = line.removeprefix("## ")
+        if not cells:
+            header = []
+        elif not header:
+            header = cells
+        elif re.match(rf"(.*, ?)?`?{re.escape(name)}`?(,| \(|$)", cells[0]):
+            values = [f"{title} {value}" for title, value in zip(header[1:], cells[1:], strict=True) if value]
+            about = header[0] if len(header[0].split()) > 1 else place
+            found.append(f"{about}: {', '.join(values)}")
+    return found
+
+
+def _shown(package: str, name: str) -> Iterator[str]:
+    if (_PICTURES / package / f"{name}.jpg").is_file():
+        yield f"![{name}](/_build/pictures/{package}/{name}.jpg)"
+    if formula := notes().get(name, {}).get("formula"):
+        yield f"$$\n{formula}\n$$"
+
+
+def _facts(package: str, name: str, entry: Any) -> str:
+    """Needs, cost and measured numbers, as a list."""
+    about, made = notes().get(name, {}), entry() if hasattr(entry, "keeps_label_mass") else None
+    lines = {"Needs": about.get("needs"), "Cost of an image": about.get("cost")}
+    if made is not None:
+        lines = {"Needs": ", ".join(sorted(made.wants() | made.needs)) or "nothing"}
+        lines["Extra cost beside one forward and one backward pass"] = made.cost or "none"
+        lines["Labels of an image"] = "sum to 1" if made.keeps_label_mass else "need not sum to 1"
+    rows = measured(name, (_DOCS / "results.md").read_text(encoding="utf-8")) if name in notes() else []
+    if rows:
+        lines["Measured ([results](../results.md))"] = "; ".join(rows)
+    return "\n".join(f"- {title}: {text}" for title, text in lines.items() if text)
+
+
+def _bibtex(package: str, name: str) -> str:
+    found = papers(docstring(name)) if package != "wsol.store.formats" else ()
+    entries = "\n\n".join(paper.bibtex() for paper in found)
+    return f"<details><summary>BibTeX</summary>\n\n```bibtex\n{entries}\n```\n\n</details>" if entries else ""
 
 
 def _protocols() -> str:

@@ -17,10 +17,7 @@ from wsol.cli.main import main
 from wsol.errors import ConfigError
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 _FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-_INDENTED = re.compile(r"^(?:    .+\n)+", re.MULTILINE)
-_SHELL = ("", "bash", "sh", "console")
 
 
 def _reference_pages():
@@ -33,52 +30,10 @@ def _reference_pages():
 PAGE = _reference_pages()
 
 
-def _commands() -> list[tuple[str, str]]:
-    """Every `wsol ...` line of the pages and of the heads of the recipes."""
-    found = []
-    for path in PAGES:
-        text = path.read_text(encoding="utf-8")
-        blocks = [body for language, body in _FENCE.findall(text) if language in _SHELL]
-        blocks += [re.sub("^    ", "", block, flags=re.M) for block in _INDENTED.findall(_FENCE.sub("", text))]
-        for block in blocks:
-            lines = block.replace("\\\n", " ").splitlines()
-            found += [(path.name, line) for line in lines if re.search(r"(^|\s)wsol [a-z]", line)]
-    for path in sorted((ROOT / "configs/recipes").glob("*.yaml")):
-        lines = path.read_text(encoding="utf-8").splitlines()
-        found += [(path.name, line[2:]) for line in lines if line.startswith("# wsol ")]
-    return found
-
-
-# The method of the worked example exists in its own test only, which parses its command.
-COMMANDS = [(page, line) for page, line in _commands() if "absgrad" not in line]
-
-
-def test_commands_are_found():
-    assert len(COMMANDS) > 60
-    assert {"README.md", "start.md", "own-data.md", "several-machines.md"} <= {page for page, _ in COMMANDS}
-
-
-@pytest.mark.parametrize(("page", "line"), COMMANDS, ids=[f"{page}-{at}" for at, (page, _) in enumerate(COMMANDS)])
-def test_command_parses(page, line, monkeypatch, capsys):
-    """With --print-config nothing runs, but an unknown verb, flag, method or a wrong type is refused."""
-    monkeypatch.chdir(ROOT)
-    words = shlex.split(line, comments=True)
-    words = words[words.index("wsol") + 1 :]
-    while "-c" in words and words[words.index("-c") + 1].startswith("runs/"):  # written by the command before
-        at = words.index("-c")
-        del words[at : at + 2]
-    if words[:2] == ["info", "cite"]:
-        assert main(words) in (0, 1)
-        return
-    with pytest.raises(SystemExit) as ended:
-        status = main([*words, "--print-config"])
-        pytest.fail(f"{line}: exit status {status}: {capsys.readouterr().err}")
-    assert ended.value.code == 0
-
-
-def test_a_wrong_flag_would_be_found(capsys):
-    assert main(["cam", "--data", "voc", "--flap", "--out", "x", "--print-config"]) == 2
-    assert "--flip" in capsys.readouterr().err
+def _commands() -> list[str]:
+    """The indented `wsol ...` lines of the worked example."""
+    text = _FENCE.sub("", (ROOT / "docs/add-a-method.md").read_text(encoding="utf-8"))
+    return re.findall(r"^    (wsol .+)$", text, re.MULTILINE)
 
 
 def _messages() -> list[re.Pattern[str]]:
@@ -125,7 +80,7 @@ def test_worked_example(tmp_path, capsys):
         tests = [value for name, value in space.items() if name.startswith("test_")]
         assert len(tests) == 1
         tests[0]()
-        line = next(line for _, line in _commands() if "absgrad" in line)
+        line = next(line for line in _commands() if "absgrad" in line)
         with pytest.raises(SystemExit):
             main([*shlex.split(line)[1:], "--print-config"])
         assert "options: {p: 2.0}" in capsys.readouterr().out
@@ -160,7 +115,7 @@ def test_markdown_of_docstrings():
 
 
 # What no paper describes, or what the docstring cites without a title of its own.
-_NO_PAPER = {"threshold", "randomwalk", "none", "until", "folder", "synthetic", "eigengradcam"}
+_NO_PAPER = {"parquet", "tar", "threshold", "randomwalk", "none", "until", "folder", "synthetic", "eigengradcam"}
 
 
 def test_cite_knows_every_method(capsys):
@@ -186,6 +141,31 @@ def test_cite_says_what_it_does_not_know(capsys):
     with pytest.raises(ConfigError, match="getam"):
         cite.docstring("getan")
     assert main(["info", "cite"]) == 2
+
+
+def test_method_pages_show_formula_needs_and_numbers():
+    notes = PAGE.notes()
+    for room in ("wsol.cams", "wsol.refine", "wsol.mix"):
+        page, names = PAGE.fill(f"<!-- wsol: methods {room} -->"), cite.registry(room).names()
+        assert page.count("\n$$\n") == 2 * len(names)
+        for name in names:
+            assert set(notes[name]) >= ({"formula"} if room == "wsol.mix" else {"formula", "needs"}), name
+    assert not set(notes) - {name for room in cite.ROOMS for name in cite.registry(room).names()}
+    table = "## Maps\n| CNN | VOC | CUB |\n|---|---|---|\n| cam, gradcam | 1 | 2 |\n| cam, `--flip` | 3 | |\n"
+    assert PAGE.measured("gradcam", table) == ["Maps: VOC 1, CUB 2"]
+    assert PAGE.measured("xgradcam", table) == []
+    assert PAGE.measured("am", table) == []
+
+
+def test_numbers_of_the_readme_are_those_of_the_results():
+    def rows(text):
+        return {tuple(cell.strip(" *") for cell in line.split("|")) for line in text.splitlines() if line[:1] == "|"}
+
+    results = rows((ROOT / "docs/results.md").read_text(encoding="utf-8"))
+    numbers = (ROOT / "README.md").read_text(encoding="utf-8").partition("## Numbers")[2].partition("## ")[0]
+    shown = {row for row in rows(numbers) if any(re.fullmatch(r"[0-9.]+", cell) for cell in row)}
+    assert len(shown) > 10
+    assert not shown - results
 
 
 @pytest.mark.slow
