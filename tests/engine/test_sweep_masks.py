@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import shutil
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from wsol.engine.make_masks import dataset_of_run, make_masks
 from wsol.engine.options import CamConfig
 from wsol.engine.refine_options import RefineConfig
 from wsol.engine.sweep_masks import SweepConfig, settings, sweep_masks
-from wsol.errors import ConfigError
+from wsol.errors import ConfigError, DataError, ModelError
 from wsol.ops.confusion import confusion_matrix, mean_iou
 from wsol.schema import ScoreMaps
 from wsol.store.manifest import Manifest
@@ -109,3 +110,19 @@ def test_the_command_writes_a_recipe_that_the_command_takes(maps, tmp_path):
     assert main([*sweep, "--vary", "iterations=1,2"]) == 0
     assert main(["refine", *flags, "-c", str(tmp_path / "s" / "recipe.yaml"), "--out", str(tmp_path / "m")]) == 0
     assert len(list((tmp_path / "m" / "masks").rglob("*.png"))) == 6
+
+
+def test_a_refiner_without_its_network_ends_the_sweep(maps, tmp_path):
+    config = SweepConfig(maps=maps, out=tmp_path / "s", method="psa", options={"checkpoint": str(tmp_path)}, workers=0)
+    with pytest.raises(ModelError, match="no network of affinities"):
+        sweep_masks(config)
+    assert not (tmp_path / "s" / "recipe.yaml").exists()
+
+
+def test_no_image_is_no_recipe(maps, tmp_path):
+    broken = shutil.copytree(maps, tmp_path / "maps")
+    for path in (broken / "maps").rglob("*.npz"):
+        path.write_bytes(b"torn")
+    with pytest.raises(DataError, match="no image could be measured"):
+        sweep_masks(SweepConfig(maps=broken, out=tmp_path / "s", workers=0, quiet=True))
+    assert not (tmp_path / "s" / "recipe.yaml").exists()

@@ -24,7 +24,7 @@ from wsol.engine.outcome import Outcome, log_to, say_failures
 from wsol.engine.pool import run_in_pool
 from wsol.engine.progress import track
 from wsol.engine.refine_options import RefineConfig
-from wsol.errors import ConfigError, WsolError
+from wsol.errors import ConfigError, DataError, ModelError, WsolError
 from wsol.ops.confusion import confusion_matrix, mean_iou
 from wsol.schema import Sample
 from wsol.store.atomic import write_text
@@ -139,8 +139,10 @@ def sweep_masks(config: SweepConfig) -> Outcome:
                     outcome.done += 1
                 tracker.advance()
         say_failures(outcome)
+        if not outcome.done:
+            raise DataError("no image could be measured", where=config.maps, hint="the reasons are in log.txt")
         scores = [100 * mean_iou(matrix) for matrix in totals]
-        best = int(np.nanargmax(scores)) if outcome.done else 0
+        best = int(np.nanargmax(scores))
         where = f"'{dataset.spec.split}', n = {outcome.done}"
         _write_table(config, tried, scores)
         _write_recipe(
@@ -164,6 +166,8 @@ def _measure(
             labels, _ = steps.label(steps(image, scores), maps.class_ids, min_confidence=config.min_confidence)
             count[:] = confusion_matrix(truth, labels, classes)
         return sample.id, counts, ""
+    except (ConfigError, ModelError):  # wrong for every image
+        raise
     except WsolError as error:
         return sample.id, None, str(error)
 
