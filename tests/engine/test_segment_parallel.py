@@ -38,7 +38,7 @@ def launch(count, *words):
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
-        timeout=90,
+        timeout=300,
         check=False,
     )
     assert done.returncode == 0, done.stderr[-2000:]
@@ -64,15 +64,57 @@ def words(photos, out, **changes):
     return [part for name, value in (options | changes).items() for part in (f"--{name}", str(value))]
 
 
-def test_two_processes_write_one_run(photos, tmp_path):
-    launch(2, "train", *words(photos, tmp_path / "two"))
-    launch(1, "train", *words(photos, tmp_path / "one", accumulate=2))
-    rows = [[json.loads(line) for line in (tmp_path / name / "history.jsonl").open()] for name in ("one", "two")]
-    assert [len(history) for history in rows] == [2, 2]
-    assert all("val_miou" in row for row in rows[1])
-    for one, two in zip(*rows, strict=True):  # dropout of the decoder differs
-        assert one["loss"] == pytest.approx(two["loss"], rel=0.1)
+def history(run):
+    rows = [json.loads(line) for line in (run / "history.jsonl").open()]
+    return [{name: value for name, value in row.items() if name != "seconds"} for row in rows]
+
+
+def equal_weights(*runs):
+    one, two = (load_segmenter(run).module.state_dict() for run in runs)
+    return one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
+
+
+def test_two_processes_are_one_that_accumulates(photos, tmp_path):
+    linear = {"decoder": "linear"}  # the mask transformer has dropout, whose draws differ
+    launch(2, "train", *words(photos, tmp_path / "two", **linear))
+    launch(1, "train", *words(photos, tmp_path / "one", **linear, accumulate=2))
+    assert history(tmp_path / "two") == history(tmp_path / "one")
+    assert "val_miou" in history(tmp_path / "two")[-1]
+    assert equal_weights(tmp_path / "one", tmp_path / "two")
     assert load_segmenter(tmp_path / "two").facts == load_segmenter(tmp_path / "one").facts
+
+
+DIE = """
+import os, signal, sys, threading, time
+from pathlib import Path
+from wsol.cli.main import main
+
+def die():
+    while not (Path(sys.argv[2]) / "history.jsonl").is_file():
+        time.sleep(0.001)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+if (os.environ["RANK"], os.environ["TORCHELASTIC_RESTART_COUNT"]) == (sys.argv[1], "0"):
+    threading.Thread(target=die, daemon=True).start()
+sys.exit(main(sys.argv[3:]))
+"""
+
+
+@pytest.mark.parametrize("victim", [0, 1])
+def test_torchrun_starts_again_after_a_killed_worker(photos, tmp_path, victim):
+    script = tmp_path / "die.py"
+    script.write_text(DIE)
+    runs = [tmp_path / name for name in ("whole", "killed")]
+    launch(2, "train", *words(photos, runs[0], epochs=4))
+    start = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone", "--max-restarts=1"]
+    options = [*words(photos, runs[1], epochs=4), "--overwrite", "--quiet"]  # a restart overwrites nothing
+    command = [*start, str(script), str(victim), str(runs[1]), "segment", "train", *options]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "continued after epoch" in (runs[1] / "log.txt").read_text()
+    assert history(runs[1]) == history(runs[0])
+    assert equal_weights(*runs)
 
 
 def test_self_training_by_two(photos, tmp_path):

@@ -1,4 +1,4 @@
-"""`wsol bench`: compare map methods and models (cams), refiners (refine), mix strategies (mix): quality, time, RAM."""
+"""`wsol bench`: compare map methods (cams), refiners (refine), mix strategies (mix); find the slowest stage (io)."""
 
 from __future__ import annotations
 
@@ -15,11 +15,12 @@ from wsol.errors import ConfigError, did_you_mean
 if TYPE_CHECKING:
     from wsol.engine.bench_measure import Row
 
-_USAGE = """usage: wsol bench cams|refine|mix [OPTIONS]   (wsol bench cams --help lists the options)
+_USAGE = """usage: wsol bench cams|refine|mix|io [OPTIONS]   (wsol bench cams --help lists the options)
 
   cams    map methods x models on one data set: quality, ms an image, peak memory
   refine  refiners on the same maps: mIoU, boundary F-score, ms an image, peak memory
   mix     mix strategies under one budget, several seeds: accuracy, localization, ms a step, peak memory
+  io      stages of cam and refine: ms an image of reading, model, refinement, writing; which one bounds the job
 """
 
 
@@ -33,6 +34,10 @@ def run(argv: Sequence[str]) -> int:
         from wsol.cli import bench_mix
 
         return bench_mix.run(rest)
+    if action == "io":
+        from wsol.cli import bench_io
+
+        return bench_io.run(rest)
     config: Any
     if action == "cams":
         config = parse(BenchCamsConfig, rest, prog="wsol bench cams", choices=[("data", "data_options", option_type)])
@@ -45,7 +50,7 @@ def run(argv: Sequence[str]) -> int:
 
         rows = bench_refine(config)
     else:
-        raise ConfigError(f"unknown action '{action}'", hint=did_you_mean(action, ("cams", "refine", "mix")))
+        raise ConfigError(f"unknown action '{action}'", hint=did_you_mean(action, ("cams", "refine", "mix", "io")))
     if config.json:
         sys.stdout.write((config.out / "bench.json").read_text(encoding="utf-8"))
     else:

@@ -116,7 +116,7 @@ def _show_mix(argv: Sequence[str]) -> int:
 
 
 def _devices() -> list[str]:
-    answer = subprocess.run([sys.executable, "-c", _ASK_TORCH], capture_output=True, text=True, check=False)  # noqa: S603
+    answer = subprocess.run([sys.executable, "-c", _ASK_TORCH], capture_output=True, text=True, check=False)  # noqa: S603  # nosec B603
     names = json.loads(answer.stdout.replace("'", '"')) if answer.returncode == 0 else []
     return [f"cpu ({os.cpu_count()} cores)", *(f"cuda:{at} {name}" for at, name in enumerate(names))]
 

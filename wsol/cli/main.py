@@ -12,7 +12,7 @@ from typing import TextIO
 
 from wsol.errors import WsolError, did_you_mean
 
-_VERBS = ("train", "cam", "refine", "eval", "segment", "demo", "bench", "info", "data")
+_VERBS = ("train", "cam", "refine", "eval", "segment", "demo", "bench", "report", "info", "data")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -39,11 +39,22 @@ def main(argv: list[str] | None = None) -> int:
     try:
         if words[0] not in _VERBS:
             raise WsolError(f"unknown verb '{words[0]}'", hint=did_you_mean(words[0], _VERBS))
-        return int(importlib.import_module(f"wsol.cli.{words[0]}").run(words[1:]))
+        verb = importlib.import_module(f"wsol.cli.{words[0]}")
+        from wsol.cli.parse import RUNS  # tyro: not for --version
+
+        with RUNS:
+            return int(verb.run(words[1:]))
     except WsolError as error:
         if debug:
             raise
         sys.stderr.write(f"wsol: {error}\n")
+        return 2
+    except (RuntimeError, MemoryError) as error:
+        lost = isinstance(error, MemoryError) or type(error).__name__ == "BrokenProcessPool"
+        if debug or not (lost or str(error).startswith("DataLoader worker")):
+            raise
+        what = "out of memory" if isinstance(error, MemoryError) else "a worker process was killed, perhaps for memory"
+        sys.stderr.write(f"wsol: {what} (run the same command again to continue, with fewer --workers)\n")
         return 2
     except KeyboardInterrupt:
         sys.stderr.write("wsol: interrupted; run the same command again to continue\n")

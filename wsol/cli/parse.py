@@ -14,9 +14,12 @@ import tyro
 
 from wsol.config import coerce, dump_yaml, from_dict, load_yaml, to_dict
 from wsol.errors import ConfigError, did_you_mean
+from wsol.store.remote import local_runs
 
 T = TypeVar("T")
 Choice = tuple[str, str, Callable[[str], Any]]
+RUNS = contextlib.ExitStack()
+"""Local copies of the runs at URLs that the options name; closed at the end of the command."""
 
 
 def parse(kind: type[T], argv: Sequence[str], *, prog: str, choices: Sequence[Choice] = ()) -> T:
@@ -35,6 +38,7 @@ def parse(kind: type[T], argv: Sequence[str], *, prog: str, choices: Sequence[Ch
 
     Raises:
         ConfigError: On any mistake, with the nearest right word.
+        StoreError: When a run at a URL cannot be fetched.
         SystemExit: After `--help` and `--print-config`.
     """
     words, recipes, show = _take_recipes(list(argv))
@@ -59,6 +63,7 @@ def parse(kind: type[T], argv: Sequence[str], *, prog: str, choices: Sequence[Ch
     if show:
         sys.stdout.write(dump_yaml(config))
         raise SystemExit(0)
+    RUNS.enter_context(local_runs(config))
     return config
 
 

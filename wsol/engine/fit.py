@@ -177,9 +177,13 @@ def read_history(folder: Path) -> History:
     """Read `history.jsonl` of a run folder; a metric that had no value is NaN."""
     try:
         lines = (folder / "history.jsonl").read_text(encoding="utf-8").splitlines()
-    except OSError as error:
-        raise StoreError(f"cannot read the history: {error.strerror}", where=folder) from error
-    return [{name: math.nan if value is None else value for name, value in json.loads(line).items()} for line in lines]
+    except (OSError, UnicodeDecodeError) as error:
+        raise StoreError(f"cannot read the history: {error}", where=folder) from error
+    try:
+        rows = [json.loads(line) for line in lines]
+        return [{name: math.nan if value is None else value for name, value in row.items()} for row in rows]
+    except (ValueError, AttributeError, RecursionError) as error:
+        raise StoreError(f"not a history of wsol: {error}", where=folder / "history.jsonl") from error
 
 
 def write_history(folder: Path, history: History) -> None:

@@ -91,7 +91,7 @@ def _finish(image: Computed, config: CamConfig) -> ScoreMaps:
         image_size=image.size,
         logits=image.logits,
     )
-    if config.store == "grid":
+    if config.store != "image":
         return maps
     full = np.clip(maps.at_image_size(), 0, 1).astype(np.float16)
     return replace(maps, values=full)

@@ -72,8 +72,9 @@ class CamConfig(JobOptions):
     normalize: Literal["auto", "relu", "minmax"] = "auto"
     """relu: drop negative evidence, divide by the maximum; minmax: shift and scale to [0, 1]; auto: minmax for clip_es
     and mctformer, relu for the other methods."""
-    store: Literal["grid", "image"] = "grid"
-    """Size of the stored maps: the model's own grid, or the image's size."""
+    store: Literal["grid", "image", "shards"] = "grid"
+    """grid: maps on the model's own grid, a file each; image: at the image's size; shards: as grid, 4096 images to a
+    tar file, for data sets of many files."""
     batch_size: int = 16
     """Images a forward pass."""
     amp: bool = False
@@ -84,6 +85,8 @@ class CamConfig(JobOptions):
     """Seed of every generator."""
     device: str = neutral(default="auto")
     """cpu, cuda, cuda:1, ...; auto takes a GPU where there is one."""
+    engine: Literal["local", "ray"] = neutral(default="local")
+    """ray: an actor on each GPU (else each CPU) of the cluster at RAY_ADDRESS, or of this machine; same files."""
 
     def validate(self) -> None:
         """Check values that a type cannot.

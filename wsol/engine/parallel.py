@@ -15,6 +15,7 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.rendezvous import rendezvous
 
 from wsol.errors import ConfigError
 
@@ -84,7 +85,11 @@ def joined(device: torch.device) -> Iterator[World]:
     if world.size == 1 or dist.is_initialized():
         yield world
         return
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=_WAIT)
+    store, rank, size = next(rendezvous("env://", timeout=_WAIT))
+    # torchrun keeps its store when it starts processes again: nobody may read there where the dead ones listened.
+    store = dist.PrefixStore(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"), store)  # type: ignore[attr-defined]
+    backend = "nccl" if device.type == "cuda" else "gloo"
+    dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=_WAIT)
     try:
         if device.type == "cuda":
             torch.cuda.set_device(device)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from itertools import islice
 from typing import TypeVar
@@ -14,7 +14,7 @@ R = TypeVar("R")
 _THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")
 
 
-def run_in_pool(work: Callable[[T], R], items: Sequence[T], *, workers: int) -> Iterator[R]:
+def run_in_pool(work: Callable[[T], R], items: Sequence[T], *, workers: int) -> Generator[R, None, None]:
     """Yield what `work` returns for each item as it is done, in any order.
 
     One thread a process: several images at once beat several threads an image.

@@ -36,8 +36,13 @@ class RefineConfig(JobOptions):
     """Also write the confidence of each mask as an 8-bit PNG."""
     scores: bool = False
     """Also write the refined scores of the classes as maps/, for wsol eval loc."""
+    store: Literal["files", "shards"] = neutral(default="files")
+    """files: one of each kind an image; shards: 4096 images to a tar file, for data sets of many files."""
     coco: bool = neutral(default=False)
     """Also write pseudo.coco.json (RLE)."""
+    engine: Literal["local", "ray"] = neutral(default="local")
+    """ray: a process on each CPU of the cluster at RAY_ADDRESS, or of this machine, in place of --workers; it needs
+    the folders where this machine has them."""
 
     def validate(self) -> None:
         """Check values that a type cannot.

@@ -137,8 +137,9 @@ def _train(config: TrainConfig, device: torch.device, world: World) -> Trained:
         _log.info("%s", classifier.describe())
         history = _probe(work, measurement) if config.linear_probe else _fit(work, measurement)
         failures = world.merge(work.failures)
-        save_classifier(classifier, config.out, classes=spec.classes, multi_label=spec.multi_label)
+        # The weights come last: they say that the training has ended, and nothing more would be written after a kill.
         write_model_card(config, history, classifier, dataset=dataset, val=val, loss=work.loss_name)
+        save_classifier(classifier, config.out, classes=spec.classes, multi_label=spec.multi_label)
         run.facts.update(images=len(dataset), failed=len(failures), loss=work.loss_name, last=history[-1])
     return Trained(config.out, history, failures)
 

@@ -239,7 +239,7 @@ def load_classifier(
     card: ModelCard | None = None
     path = None if checkpoint is None else resolve(checkpoint)
     if path is not None and pretrained:
-        raise ModelError("weights from two sources", hint="give either a checkpoint or pretrained")
+        raise ModelError("weights from two sources", hint="give either --checkpoint or --pretrained")
     if path is not None and path.is_dir():
         card, path = read_card(path)
         if name not in (None, card.name):

@@ -6,6 +6,7 @@ import functools
 import hashlib
 import importlib.metadata
 import json
+import os
 import platform
 import shutil
 import sys
@@ -122,6 +123,7 @@ def open_run(
             another process is writing the same part of it.
     """
     digest = config_hash(config)
+    overwrite = overwrite and os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") == "0"  # torchrun's restarts continue
     known = _known_hash(path)
     if known is None and _holds_files(path):
         raise StoreError("the folder is not empty and holds no run", where=path, hint="give another --out")
