@@ -209,7 +209,7 @@ def _holds_files(path: Path) -> bool:
 def _known_hash(path: Path) -> str | None:
     try:
         first = (path / "config.yaml").read_text(encoding="utf-8").partition("\n")[0]
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, UnicodeDecodeError) as error:
         raise StoreError(f"config.yaml cannot be read: {error}", where=path, hint="give another --out") from error
