@@ -8,6 +8,7 @@ from hypothesis.extra.numpy import arrays
 
 from wsol import data
 from wsol.errors import EvalError
+from wsol.eval import evaluate_segmentation
 from wsol.eval.boundary import border, boundary_scores, evaluate_boundary, fill_unknown
 from wsol.schema import PseudoMask
 from wsol.store.masks import write_mask
@@ -94,11 +95,20 @@ def test_a_run_is_the_mean_over_classes_of_means_over_images(tmp_path):
             write_mask(tmp_path / "run", PseudoMask(id=sample.id, labels=predicted))
             for label, score in boundary_scores(truth, predicted).items():
                 expected.setdefault(label, []).append(score)
-    found = evaluate_boundary(tmp_path / "run", dataset, workers=0)
+    found = evaluate_boundary(tmp_path / "run/masks", dataset, workers=0)
     assert found.n == 4
     assert "incomplete: 1 of 5" in found.warnings[0]
     means = [np.mean(scores, axis=0) for scores in expected.values()]
     assert found.metrics["boundary F"] == pytest.approx(100 * np.mean(means, axis=0)[2])
     assert 0 < found.metrics["boundary F"] < 100
+    whole = evaluate_segmentation(
+        pred=tmp_path / "run",
+        data="synthetic",
+        root=tmp_path / "data",
+        split="val",
+        boundary=0.0075,
+        workers=0,
+    )
+    assert {name: whole.metrics[name] for name in found.metrics} == found.metrics
     with pytest.raises(EvalError, match="none of 5"):
         evaluate_boundary(tmp_path / "empty", dataset, workers=0)

@@ -85,7 +85,7 @@ def _row(
             outcome = make_masks(job)
         if has_truth:
             masks = evaluate_segmentation(pred=run, limit=config.limit, workers=config.workers)
-            borders = evaluate_boundary(run, dataset, tolerance=config.tolerance, workers=config.workers)
+            borders = evaluate_boundary(run / "masks", dataset, tolerance=config.tolerance, workers=config.workers)
             metrics = {"mIoU": masks.metrics["mIoU"], "boundary F": borders.metrics["boundary F"]}
     except WsolError as error:
         return Row(names=names, split=dataset.spec.split, error=str(error))

@@ -25,9 +25,10 @@ from numpy.typing import NDArray
 
 from wsol.data.catalog import Dataset, TruthReader
 from wsol.errors import EvalError, WsolError
+from wsol.eval.sources import mask_file
 from wsol.eval.workers import map_chunks
 from wsol.schema import IGNORE, EvalResult, Sample
-from wsol.store.masks import mask_path, read_labels
+from wsol.store.masks import read_labels
 
 Mask = NDArray[np.uint8]
 _CROSS = np.array([[0, 1, 0], [1, 1, 1], [0, 1, 0]], np.uint8)
@@ -97,11 +98,11 @@ def border(region: NDArray[np.bool_]) -> NDArray[np.bool_]:
     return np.asarray(region & (inner == 0))
 
 
-def evaluate_boundary(run: Path, dataset: Dataset, *, tolerance: float = 0.0075, workers: int = 2) -> EvalResult:
-    """Evaluate the borders of the masks of a run against ground-truth masks.
+def evaluate_boundary(folder: Path, dataset: Dataset, *, tolerance: float = 0.0075, workers: int = 2) -> EvalResult:
+    """Evaluate the borders of masks against ground-truth masks.
 
     Args:
-        run: Run folder with masks/.
+        folder: Masks by image id: masks/ of a run, or anyone's.
         dataset: The split that the masks were made for.
         tolerance: See `boundary_scores`.
         workers: Processes; the result is the same for any number.
@@ -113,7 +114,7 @@ def evaluate_boundary(run: Path, dataset: Dataset, *, tolerance: float = 0.0075,
         EvalError: When no image could be evaluated.
     """
     total = BoundaryPart()
-    work = partial(score_borders, run=run, truth=dataset.truth, tolerance=tolerance)
+    work = partial(score_borders, folder=folder, truth=dataset.truth, tolerance=tolerance)
     for part in map_chunks(work, dataset.samples, workers=workers):
         for label, scores in part.scores.items():
             total.scores.setdefault(label, []).extend(scores)
@@ -121,7 +122,7 @@ def evaluate_boundary(run: Path, dataset: Dataset, *, tolerance: float = 0.0075,
         total.n += part.n
     if not total.scores:
         reason = next(iter(total.failures.values()), "no image holds a class")
-        raise EvalError(f"none of {len(dataset)} images could be evaluated", where=run, hint=reason)
+        raise EvalError(f"none of {len(dataset)} images could be evaluated", where=folder, hint=reason)
     names = ("boundary precision", "boundary recall", "boundary F")
     means = {label: 100 * np.mean(scores, axis=0) for label, scores in sorted(total.scores.items())}
     per_class: Mapping[str, Mapping[str, float]] = {
@@ -140,12 +141,12 @@ def evaluate_boundary(run: Path, dataset: Dataset, *, tolerance: float = 0.0075,
     )
 
 
-def score_borders(samples: Sequence[Sample], *, run: Path, truth: TruthReader, tolerance: float) -> BoundaryPart:
+def score_borders(samples: Sequence[Sample], *, folder: Path, truth: TruthReader, tolerance: float) -> BoundaryPart:
     """Score some images; one that cannot be read becomes a failure."""
     part = BoundaryPart()
     for sample in samples:
         try:
-            own = boundary_scores(truth(sample), read_labels(mask_path(run, sample.id)), tolerance=tolerance)
+            own = boundary_scores(truth(sample), read_labels(mask_file(folder, sample.id)), tolerance=tolerance)
         except WsolError as error:
             part.failures[sample.id] = str(error)
             continue

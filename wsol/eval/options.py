@@ -86,6 +86,8 @@ class SegConfig(TruthOptions):
     """A fixed background score."""
     threshold_from: Path | None = None
     """metrics.json of another split: apply the background score chosen there."""
+    boundary: float | None = None
+    """Also the boundary F-score of masks: how far borders may be apart, as a fraction of the diagonal (0.0075)."""
 
     def validate(self) -> None:
         """Check values that a type cannot.
@@ -94,6 +96,8 @@ class SegConfig(TruthOptions):
             ConfigError: Naming the flag.
         """
         first, last, step = self.sweep
+        if self.boundary is not None and not 0 < self.boundary < 1:
+            raise ConfigError(f"--boundary must lie between 0 and 1, got {self.boundary}", hint="for example 0.0075")
         if not 0.0 <= first <= last <= 1.0 or step <= 0:
             raise ConfigError(f"--sweep needs 0 <= first <= last <= 1 and a positive step, got {self.sweep}")
         if any(alpha <= 0 for alpha in self.alphas):

@@ -8,7 +8,7 @@ and applied on another, as PSA, IRN and those after them do.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -19,16 +19,16 @@ from numpy.typing import NDArray
 from wsol.config import from_dict
 from wsol.data.catalog import Dataset, TruthReader, read_index_truth
 from wsol.errors import EvalError, StoreError, WsolError
+from wsol.eval.boundary import evaluate_boundary
 from wsol.eval.curves import best_at, choose_by
 from wsol.eval.options import SegConfig
-from wsol.eval.sources import load_truth
+from wsol.eval.sources import load_truth, mask_file
 from wsol.eval.sweep import SweepCounts, constant_cut, matrix_scores, power_cut, scores_of
 from wsol.eval.workers import map_chunks
 from wsol.ops.confusion import confusion_matrix, mean_iou
 from wsol.schema import EvalResult, Sample
 from wsol.store.maps import read_maps
 from wsol.store.masks import read_labels
-from wsol.store.shards import has_file
 
 Counts = NDArray[np.int64]
 C = TypeVar("C")
@@ -110,6 +110,8 @@ def segment(config: SegConfig, *, dataset: Dataset | None = None) -> Segmentatio
     if not samples:
         raise EvalError(f"split '{dataset.spec.split}' has no masks", where=dataset.spec.root)
     classes = len(dataset.spec.classes) + 1
+    if config.boundary is not None and use == "maps":
+        raise EvalError("score maps have no borders", where=config.pred, hint="--boundary is for masks: wsol refine")
     if use == "masks":
         return _masks(config, dataset, samples, classes)
     return _maps(config, dataset, samples, classes)
@@ -134,6 +136,10 @@ def _masks(config: SegConfig, dataset: Dataset, samples: Sequence[Sample], class
         matrix += part.counts
         _append(total, part)
     metrics = _averages("", matrix_scores(matrix), np.diag(matrix).sum(), matrix.sum())
+    if config.boundary is not None and total.images:
+        with_masks = replace(dataset, samples=tuple(samples))
+        borders = evaluate_boundary(folder, with_masks, tolerance=config.boundary, workers=config.workers)
+        metrics |= borders.metrics
     per_image = {image_id: {"iou": float(scores[0])} for image_id, scores in total.images}
     return _result(config, dataset, samples, total, metrics, matrix_scores(matrix), {}, {}, "none", per_image)
 
@@ -182,7 +188,7 @@ def count_masks(samples: Sequence[Sample], *, folder: Path, truth: TruthReader, 
     part = Part(np.zeros((classes, classes), np.int64))
     for sample in samples:
         try:
-            labels = read_labels(_mask_file(folder, sample.id))
+            labels = read_labels(mask_file(folder, sample.id))
             try:
                 own = confusion_matrix(truth(sample), labels, classes)
             except EvalError as error:
@@ -211,11 +217,6 @@ def count_maps(
 def _append(total: Part[Any], part: Part[Any]) -> None:
     total.images += part.images
     total.failures.update(part.failures)
-
-
-def _mask_file(folder: Path, image_id: str) -> Path:
-    whole, bare = folder / f"{image_id}.png", (folder / image_id).with_suffix(".png")
-    return bare if not has_file(whole) and has_file(bare) else whole
 
 
 def _averages(suffix: str, scores: Mapping[str, NDArray[np.float64]], hits: int, pixels: int) -> dict[str, float]:

@@ -18,6 +18,7 @@ from wsol.errors import DataError, EvalError, StoreError
 from wsol.eval.scoremap import ScoreMap, check_scoremap
 from wsol.schema import DatasetSpec, ScoreMaps
 from wsol.store.maps import read_maps
+from wsol.store.shards import has_file
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -180,3 +181,9 @@ def read_metadata(folder: Path, *, masks: Path | None = None, limit: int | None 
     )
     dataset = make_dataset(spec, samples)
     return dataset if limit is None else dataset.limit(limit)
+
+
+def mask_file(folder: Path, image_id: str) -> Path:
+    """Return where the mask of an image lies in a folder: ID.png, or .png in the place of the image's own suffix."""
+    whole, bare = folder / f"{image_id}.png", (folder / image_id).with_suffix(".png")
+    return bare if not has_file(whole) and has_file(bare) else whole
