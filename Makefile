@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PYTEST_FLAGS ?= -n 2 -m "not slow"
 
-.PHONY: help setup demo test slow lint docs bench faults fuzz audit minimum clean
+.PHONY: help setup demo test slow lint docs pages bench faults fuzz audit minimum clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  \1	\2/p' $(MAKEFILE_LIST)
@@ -34,6 +34,10 @@ lint: setup ## format, lint, types, import floors
 
 docs: setup ## the documentation site, in docs/_build/html
 	$(BIN)/python -m sphinx -b html -W --keep-going -E -q docs docs/_build/html
+
+pages: docs ## the docs, and the notebooks and pages as a reader has them; pictures go to runs/screenshots
+	mkdir -p runs/screenshots
+	WSOL_SCREENSHOTS=$(CURDIR)/runs/screenshots $(BIN)/python -m pytest -n 2 -m "slow or not slow" tests/docs/test_notebooks.py tests/engine/test_serve_browser.py tests/engine/test_report_runs.py
 
 bench: setup ## speed and memory beside the peers, as JSON in runs/
 	mkdir -p runs

@@ -76,7 +76,7 @@ table() { # needs the heads of voc and cub
   wsol bench cams --data voc --root "$data/VOCdevkit" --split val --checkpoint "$out/voc-head" --methods $cnn --out "$out/b-voc-lite0"
   wsol bench cams --data ilsvrc --root "$data/ILSVRC" --split val --checkpoint "$out/ilsvrc-vits" --methods $tokens --normalize minmax --out "$out/b-ilsvrc-vits"
   wsol bench cams --data cub --root "$data/CUB_200_2011" --split test --checkpoint "$out/cub-vits" --methods $tokens --normalize minmax --out "$out/b-cub-vits"
-  wsol bench cams --data voc --root "$data/VOCdevkit" --split val --checkpoint "$out/voc-vits" --methods getam,attention,tscam,chefer --out "$out/b-voc-vits"
+  wsol bench cams --data voc --root "$data/VOCdevkit" --split val --checkpoint "$out/voc-vits" --methods $tokens --out "$out/b-voc-vits"
 }
 
 refiners() { # needs the maps of voc and cub

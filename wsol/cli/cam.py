@@ -22,7 +22,10 @@ def run(argv: Sequence[str]) -> int:
     config = parse(CamConfig, argv, prog="wsol cam", choices=[("method", "options", CAMS.get), _DATA])
     from wsol.engine.make_maps import make_maps  # torch takes seconds: not for --help
 
-    return make_maps(config).status
+    outcome = make_maps(config)
+    if not config.quiet:
+        sys.stderr.write(f"to look at them: wsol report {config.out}\n")
+    return outcome.status
 
 
 def _clip_prompts(argv: Sequence[str]) -> int:

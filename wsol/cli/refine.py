@@ -34,4 +34,8 @@ def run(argv: Sequence[str]) -> int:
         sys.stdout.write(_HINT)
     from wsol.engine.make_masks import make_masks
 
-    return make_masks(parse(RefineConfig, argv, prog="wsol refine", choices=[_METHOD])).status
+    config = parse(RefineConfig, argv, prog="wsol refine", choices=[_METHOD])
+    outcome = make_masks(config)
+    if not config.quiet:
+        sys.stderr.write(f"to look at them: wsol report {config.out}\n")
+    return outcome.status
