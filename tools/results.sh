@@ -87,4 +87,71 @@ refiners() { # needs the maps of voc and cub
   done
 }
 
-for part in ${3:-ilsvrc voc cub coco table refiners}; do "$part"; done
+affinity() { # needs the maps and the head of voc, and the maps of cub
+  local train=(wsol refine train-affinity --maps "$out/voc-train-best" --checkpoint "$out/voc-head" --batch-size 8 "${quiet[@]}")
+  "${train[@]}" --method irn --output-stride 16 --img-size 288 --epochs 5 --out "$out/irn"
+  "${train[@]}" --method psa --output-stride 8 --freeze-backbone True --img-size 256 --epochs 4 --weight-decay 5e-4 \
+    --momentum 5e-4 --out "$out/psa"
+  wsol refine --sweep --maps "$out/voc-train-best" --method psa --options.checkpoint "$out/psa" --options.img-size 512 \
+    --backgrounds 0.15 0.2 --alphas 8 --vary steps=8,32,128 --limit 40 --out "$out/voc-sweep-psa" "${quiet[@]}"
+  local caa=(--method caa --options.model "${vit[1]}" --options.checkpoint "${vit[3]}")
+  local irn=(--method irn --options.checkpoint "$out/irn")
+  for split in train val; do
+    wsol refine --maps "$out/voc-$split-best" "${caa[@]}" --options.img-size 336 --background 0.48 --out "$out/voc-$split-caa" "${quiet[@]}"
+    wsol refine --maps "$out/voc-$split-best" "${irn[@]}" --background 0.40 --out "$out/voc-$split-irn" "${quiet[@]}"
+    wsol refine --maps "$out/voc-$split-best" -c "$out/voc-sweep-psa/recipe.yaml" --out "$out/voc-$split-psa" "${quiet[@]}"
+    for method in caa irn psa; do
+      wsol eval seg --pred "$out/voc-$split-$method" --boundary 0.0075 --out "$out/voc-$split-$method-seg"
+    done
+  done
+  wsol refine --maps "$out/cub-cam" "${caa[@]}" --options.img-size 224 --scores --background 0.3 --out "$out/cub-caa" "${quiet[@]}"
+  wsol refine --maps "$out/cub-cam" "${irn[@]}" --options.img-size 288 --scores --background 0.3 --out "$out/cub-irn" "${quiet[@]}"
+  for method in caa irn; do wsol eval loc --maps "$out/cub-$method" --out "$out/cub-$method-loc"; done
+}
+
+generated() { # NAME TRAIN VAL: a generated data set
+  python -c "import sys; from pathlib import Path; from wsol.data.synthetic import write_synthetic as write
+write(Path(sys.argv[1]), train=int(sys.argv[2]), val=int(sys.argv[3]))" "$out/$1" "$2" "$3"
+}
+
+mix() { # strategies x seeds on the first 25 classes of Tiny ImageNet and on generated images
+  local from=$data/tiny-imagenet-200 to=$out/tiny25
+  mkdir -p "$to/train" "$to/val" && head -25 "$from/wnids.txt" > "$to/wnids.txt" && cp "$from/words.txt" "$to"
+  cp -r "$from/val/images" "$to/val/"
+  while read -r id; do cp -r "$from/train/$id" "$to/train/"; done < "$to/wnids.txt"
+  awk 'NR == FNR { keep[$1]; next } $2 in keep' "$to/wnids.txt" "$from/val/val_annotations.txt" > "$to/val/val_annotations.txt"
+  generated mix-images 240 120
+  local bench=(wsol bench mix "${lite0[@]}" --img-size 128 --crop-scale 0.25 1 --epochs 3 --batch-size 16 --split train --val-split val
+    --strategies none cutout hide_and_seek gridmask cutmix resizemix fmix saliencymix mixup manifold_mixup "${quiet[@]}")
+  "${bench[@]}" --data tiny_imagenet --root "$to" --lr 5e-4 --out "$out/mix-tiny"
+  "${bench[@]}" --data synthetic --root "$out/mix-images" --limit 160 --lr 1e-3 --out "$out/mix-generated"
+}
+
+segmenter() { # three seeds on generated images: maps, masks, a network from the masks and one from the truth
+  local root=$out/segment-images
+  generated segment-images 200 100
+  local set=(--data synthetic --root "$root")
+  for seed in 0 1 2; do
+    local run=$out/segment-$seed
+    wsol train "${set[@]}" --split train "${lite0[@]}" --epochs 6 --batch-size 8 --lr 1e-3 --img-size 160 --crop-scale 0.5 1 \
+      --seed "$seed" --out "$run/classifier" "${quiet[@]}"
+    for split in train val; do
+      wsol cam "${set[@]}" --split "$split" --checkpoint "$run/classifier" --img-size 240 --resize keep --output-stride 16 \
+        --flip --out "$run/maps-$split" "${quiet[@]}"
+      wsol refine --maps "$run/maps-$split" --method densecrf --options.preset afa --background 0.25 --confidence \
+        --out "$run/masks-$split" "${quiet[@]}"
+      wsol eval seg --pred "$run/masks-$split" --out "$run/masks-$split-seg"
+    done
+    for kind in pseudo full; do
+      local masks=(--masks gt)
+      [ $kind = pseudo ] && masks=(--masks "$run/masks-train" --min-confidence 0.9)
+      wsol segment train "${set[@]}" --split train "${masks[@]}" --arch fpn --encoder tu-tf_efficientnet_lite0 \
+        --checkpoint "$run/classifier" --img-size 160 --zoom 0.9 1.5 --batch-size 8 --epochs 10 --lr 1e-3 --seed "$seed" \
+        --out "$run/$kind" "${quiet[@]}"
+      wsol segment predict "${set[@]}" --split val --checkpoint "$run/$kind" --flip --crf clipes --out "$run/$kind-val" "${quiet[@]}"
+      wsol eval seg --pred "$run/$kind-val" --out "$run/$kind-val-seg"
+    done
+  done
+}
+
+for part in ${3:-ilsvrc voc cub coco table refiners affinity mix segmenter}; do "$part"; done
