@@ -81,7 +81,7 @@ table() { # needs the heads of voc and cub
 
 refiners() { # needs the maps of voc and cub
   wsol bench refine --maps "$out/voc-val-best" --methods threshold,guided,randomwalk,densecrf,pamr,par --background 0.2 --out "$out/b-refine-voc"
-  for method in threshold guided randomwalk pamr densecrf; do
+  for method in threshold guided randomwalk pamr par densecrf; do
     wsol refine --maps "$out/cub-cam" --method "$method" --scores --background 0.3 --out "$out/cub-$method" "${quiet[@]}"
     wsol eval loc --maps "$out/cub-$method" --out "$out/cub-$method-loc"
   done
@@ -106,7 +106,9 @@ affinity() { # needs the maps and the head of voc, and the maps of cub
   done
   wsol refine --maps "$out/cub-cam" "${caa[@]}" --options.img-size 224 --scores --background 0.3 --out "$out/cub-caa" "${quiet[@]}"
   wsol refine --maps "$out/cub-cam" "${irn[@]}" --options.img-size 288 --scores --background 0.3 --out "$out/cub-irn" "${quiet[@]}"
-  for method in caa irn; do wsol eval loc --maps "$out/cub-$method" --out "$out/cub-$method-loc"; done
+  wsol refine --maps "$out/cub-cam" --method psa --options.checkpoint "$out/psa" --options.img-size 288 --options.steps 32 \
+    --alpha 8 --scores --out "$out/cub-psa" "${quiet[@]}"
+  for method in caa irn psa; do wsol eval loc --maps "$out/cub-$method" --out "$out/cub-$method-loc"; done
 }
 
 generated() { # NAME TRAIN VAL: a generated data set
