@@ -18,7 +18,6 @@ from typing import Any, cast
 
 import cv2
 import numpy as np
-import timm
 import torch
 from _bench import Call, Case, main
 
@@ -28,6 +27,8 @@ from wsol.engine.step_time import stepper
 from wsol.engine.train_options import TrainConfig
 from wsol.engine.train_work import Work
 from wsol.mix._label_path import carry
+from wsol.models._wrapped import WRAPPERS
+from wsol.models.build import build
 from wsol.models.classifier import Classifier
 
 TARGETS = {("resnet18", "mixup"): 1.03, ("resnet18", "cutmix"): 1.03}
@@ -56,29 +57,31 @@ def cases(device: str) -> list[Case]:
 
 
 def trains(name: str, model: str) -> bool:
-    """Whether a strategy belongs to a kind of model, and needs no files."""
+    """Whether a strategy is timed on a model: without files, and on the transformer if it looks at tokens."""
     strategy = mix.create(name)
-    on_attention = strategy.family == "attention"
+    on_attention = strategy.family == "attention" or name in WRAPPERS or ("deit_tiny", name) in TARGETS
     return "label_maps" not in strategy.wants() and on_attention == (model == "deit_tiny")
 
 
 def step(name: str, model: str, device: str, *, side: int = SIDE) -> Any:
     """Return a builder of the steps with a strategy and without."""
 
-    def build(_: ExitStack) -> tuple[Call, Call]:
+    def both(_: ExitStack) -> tuple[Call, Call]:
         rng = np.random.default_rng(0)
         targets = np.eye(CLASSES, dtype=np.float32)[rng.integers(0, CLASSES, BATCH)]
         batch = Batch(rng.integers(0, 256, (BATCH, side, side, 3), dtype=np.uint8), targets)
         return tuple(taken(work(name, model, device, side), batch) for name in (name, "none"))  # type: ignore[return-value]
 
-    return build
+    return both
 
 
 def work(name: str, model: str, device: str, side: int) -> Work:
     """Return the training of a model with random weights, without a data set."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        classifier = Classifier(timm.create_model(model).to(device), name=model, input_size=(side, side))
+        known = f"{name}:{model}" if name in WRAPPERS else model
+        module = build(known, num_classes=CLASSES, img_size=side, pretrained=False).to(device)
+        classifier = Classifier(module, name=known, input_size=(side, side))
         strategy = mix.create(name)
         strategy.check(classifier)
         own = strategy.own(classifier)
