@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import logging
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
 from wsol.errors import ModelError, did_you_mean
+from wsol.models._hub import hub
 from wsol.models._wrapped import WRAPPERS, wrap
 
 
@@ -49,7 +49,7 @@ def build(
     # timm has no switch that all architectures know: offer the freest one, until the constructor takes it.
     for sizes in ({"dynamic_img_size": True}, {"strict_img_size": False, **fixed}, fixed, {}):
         try:
-            with _quiet():
+            with _quiet(pretrained=pretrained):
                 return timm.create_model(name, pretrained=pretrained, **head, **sizes)
         except TypeError as error:
             reason = str(error)
@@ -64,14 +64,8 @@ def build(
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """Hold back deprecation notes of timm and the hub client's log of retries: the error says it in one line."""
-    log = logging.getLogger("huggingface_hub")
-    level = log.level
-    log.setLevel(logging.CRITICAL)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        log.setLevel(level)
+def _quiet(*, pretrained: bool) -> Iterator[None]:
+    """Hold back deprecation notes of timm, and what the hub client says: the error says it in one line."""
+    with warnings.catch_warnings(), hub() if pretrained else nullcontext():
+        warnings.simplefilter("ignore")
+        yield

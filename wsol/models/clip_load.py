@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import math
 import warnings
 import zipfile
@@ -20,6 +19,7 @@ from torch import nn
 
 from wsol.data.prompts import Prompts
 from wsol.errors import ModelError, did_you_mean
+from wsol.models._hub import hub
 from wsol.models.checkpoints import Weights, load_weights, read_weights, refuse_bomb, resolve
 from wsol.models.classifier import Classifier
 from wsol.models.clip import OPENAI_MEAN, OPENAI_STD, describe, set_texts
@@ -272,14 +272,10 @@ def _fill(module: nn.Module, weights: Weights, path: str | Path) -> None:
 
 def _call(action: Any, what: str, where: str) -> Any:
     """Run what may ask the hub; its clients raise errors of many families."""
-    log = logging.getLogger("huggingface_hub")
-    level = log.level
-    log.setLevel(logging.CRITICAL)
     try:
-        return action()
+        with hub():
+            return action()
     except Exception as error:
         reason = str(error).strip().partition("\n")[0] or type(error).__name__
         hint = "without a network, give --checkpoint FILE of a model whose tokenizer open_clip ships"
         raise ModelError(f"{what}: {reason}", where=where, hint=hint) from error
-    finally:
-        log.setLevel(level)
