@@ -15,7 +15,7 @@ from wsol.engine.make_masks import dataset_of_run
 from wsol.engine.outcome import Outcome, log_to, say_failures
 from wsol.engine.progress import track
 from wsol.engine.sharding import resolve_shard
-from wsol.engine.train import checkpoint_hash
+from wsol.engine.training_run import checkpoint_hash
 from wsol.errors import StoreError, WsolError
 from wsol.refine.irn import IRN
 from wsol.schema import DatasetSpec, Sample

@@ -51,7 +51,7 @@ def make_masks(config: RefineConfig) -> Outcome:
     inputs = {str(config.maps): read_info(config.maps).config_hash}
     for step in chain.refiners:
         if getattr(step, "checkpoint", None) is not None:
-            from wsol.engine.train import checkpoint_hash  # only refiners with a network need torch
+            from wsol.engine.training_run import checkpoint_hash  # only refiners with a network need torch
 
             inputs |= checkpoint_hash(step.checkpoint)  # type: ignore[attr-defined]
     with (

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from wsol import data
 from wsol.engine.device import resolve_device
-from wsol.engine.fit import History, Trained, fit, has_ended, read_history
+from wsol.engine.fit import History, Trained, fit, read_history
 from wsol.engine.loaders import Batch, Batches, Failures, load_splits, normalize
 from wsol.engine.losses_segment import dense_energy, hard_pixel_loss, masked_cross_entropy
 from wsol.engine.mask_source import with_masks
@@ -25,9 +25,8 @@ from wsol.engine.segment_measure import Validation
 from wsol.engine.segment_options import SegmentTrainConfig
 from wsol.engine.segment_predict import segment_predict
 from wsol.engine.tile_mix import WithTeacher
-from wsol.engine.train import checkpoint_hash
+from wsol.engine.training_run import open_training
 from wsol.models.segmenter import Segmenter, create_segmenter, save_segmenter
-from wsol.store.runs import open_run
 
 __all__ = ["segment_predict", "segment_train"]
 _log = logging.getLogger("wsol")
@@ -70,23 +69,18 @@ def _train(config: SegmentTrainConfig, device: torch.device, world: World) -> Tr
         drop_path=config.drop_path,
         device=device,
     )
-    if world.first:
-        run = open_run(
-            config.out,
-            verb="segment train",
-            config=config,
-            dataset=dataset.spec,
-            device=str(device),
-            inputs=checkpoint_hash(config.checkpoint),
-            overwrite=config.overwrite,
-        )
-    world.barrier()
-    ended = has_ended(config.out, resume=config.resume)
-    world.barrier()
+    run, ended = open_training(
+        config,
+        verb="segment train",
+        dataset=dataset.spec,
+        device=str(device),
+        checkpoint=config.checkpoint,
+        world=world,
+    )
     if ended:
         return Trained(config.out, read_history(config.out))
     work = _Work(config, dataset, val, segmenter, device, world)
-    if not world.first:
+    if run is None:
         return Trained(config.out, _fit(work), world.merge(work.failures))
     with run, log_to(config.out / "log.txt"):
         if segmenter.facts.decoder == "mask" and len(dataset.spec.classes) == 1:

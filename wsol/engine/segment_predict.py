@@ -23,7 +23,7 @@ from wsol.engine.segment_data import check_classes, image_files
 from wsol.engine.segment_infer import View, predict
 from wsol.engine.segment_options import SegmentPredictConfig
 from wsol.engine.sharding import resolve_shard
-from wsol.engine.train import checkpoint_hash
+from wsol.engine.training_run import checkpoint_hash
 from wsol.errors import ConfigError, DataError, StoreError
 from wsol.models.segmenter import Segmenter, load_segmenter
 from wsol.models.vit_segmenter import MaskTransformer, ViTSegmenter

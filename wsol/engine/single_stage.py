@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from wsol import cams, data
 from wsol.cams.base import BoundMethod
 from wsol.engine.device import resolve_device
-from wsol.engine.fit import History, Trained, fit, has_ended, read_history
+from wsol.engine.fit import History, Trained, fit, read_history
 from wsol.engine.loaders import Batch, Batches, Failures, load_splits, normalize
 from wsol.engine.optim import check_optimizer, make_optimizer
 from wsol.engine.outcome import log_to
@@ -35,12 +35,11 @@ from wsol.engine.seeding import own_randomness, seed_torch
 from wsol.engine.segment_measure import Validation
 from wsol.engine.single_stage_labels import SaliencyViews, online_labels, saliency_loss, segmentation_loss
 from wsol.engine.single_stage_options import SingleStageConfig
-from wsol.engine.train import checkpoint_hash
+from wsol.engine.training_run import open_training
 from wsol.errors import ConfigError, DataError
 from wsol.models.segmenter import Segmenter, create_segmenter, save_segmenter
 from wsol.models.two_branch import TwoBranch, add_classifier
 from wsol.schema import IGNORE
-from wsol.store.runs import open_run
 
 _log = logging.getLogger("wsol")
 _ENCODER = "vit_base_patch16_384"
@@ -75,23 +74,18 @@ def _train(config: SingleStageConfig, device: torch.device, world: World) -> Tra
     seed_torch(device, config.seed, "weights")
     segmenter = _segmenter(config, dataset.spec.classes, device)
     branches = add_classifier(segmenter)
-    if world.first:
-        run = open_run(
-            config.out,
-            verb="segment single-stage",
-            config=config,
-            dataset=dataset.spec,
-            device=str(device),
-            inputs=checkpoint_hash(config.checkpoint),
-            overwrite=config.overwrite,
-        )
-    world.barrier()
-    ended = has_ended(config.out, resume=config.resume)
-    world.barrier()
+    run, ended = open_training(
+        config,
+        verb="segment single-stage",
+        dataset=dataset.spec,
+        device=str(device),
+        checkpoint=config.checkpoint,
+        world=world,
+    )
     if ended:
         return Trained(config.out, read_history(config.out))
     work = _Work(config, dataset, val, segmenter, branches, device, world)
-    if not world.first:
+    if run is None:
         return Trained(config.out, work.fit(), world.merge(work.failures))
     with run, log_to(config.out / "log.txt"):
         history = work.fit()

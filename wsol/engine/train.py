@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
 from torch import nn
@@ -13,7 +12,7 @@ from torch import nn
 from wsol import mix
 from wsol.data import Dataset
 from wsol.engine.device import resolve_device
-from wsol.engine.fit import History, Trained, fit, has_ended, read_history, write_history
+from wsol.engine.fit import History, Trained, fit, read_history, write_history
 from wsol.engine.label_maps import open_label_maps
 from wsol.engine.linear_probe import fit_head
 from wsol.engine.loaders import load_splits
@@ -26,14 +25,12 @@ from wsol.engine.parallel import World, joined, own_device
 from wsol.engine.seeding import own_randomness, seed_torch
 from wsol.engine.train_options import TrainConfig
 from wsol.engine.train_work import Work
+from wsol.engine.training_run import open_training
 from wsol.errors import ConfigError
 from wsol.mix import StepStrategy
 from wsol.mix._forward import check_needs
-from wsol.models.checkpoints import head_names, resolve
+from wsol.models.checkpoints import head_names
 from wsol.models.classifier import Classifier, load_classifier, save_classifier
-from wsol.store.runs import file_hash, open_run
-
-__all__ = ["checkpoint_hash", "prepare", "train"]
 
 _log = logging.getLogger("wsol")
 
@@ -115,23 +112,13 @@ def _train(config: TrainConfig, device: torch.device, world: World) -> Trained:
     work, val = prepare(config, device, world)
     dataset, classifier = work.dataset, work.classifier
     spec = dataset.spec
-    if world.first:
-        run = open_run(
-            config.out,
-            verb="train",
-            config=config,
-            dataset=spec,
-            device=str(device),
-            inputs=checkpoint_hash(config.checkpoint),
-            overwrite=config.overwrite,
-        )
-    world.barrier()
-    ended = has_ended(config.out, resume=config.resume)
-    world.barrier()
+    run, ended = open_training(
+        config, verb="train", dataset=spec, device=str(device), checkpoint=config.checkpoint, world=world
+    )
     if ended:
         return Trained(config.out, read_history(config.out))
     measurement = None if val is None else Measurement(config, val, classifier, device, work.failures)
-    if not world.first:
+    if run is None:
         return Trained(config.out, _fit(work, measurement), world.merge(work.failures))
     with run, log_to(config.out / "log.txt"):
         _log.info("%s", classifier.describe())
@@ -142,14 +129,6 @@ def _train(config: TrainConfig, device: torch.device, world: World) -> Trained:
         save_classifier(classifier, config.out, classes=spec.classes, multi_label=spec.multi_label)
         run.facts.update(images=len(dataset), failed=len(failures), loss=work.loss_name, last=history[-1])
     return Trained(config.out, history, failures)
-
-
-def checkpoint_hash(checkpoint: str | Path | None) -> dict[str, str]:
-    """Return the hash of the weights to start from, for `run.json`; empty where there are none."""
-    if checkpoint is None:
-        return {}
-    path = resolve(checkpoint)
-    return {str(checkpoint): file_hash(path / "model.safetensors" if path.is_dir() else path)}
 
 
 def _fit(work: Work, measurement: Measurement | None) -> History:

@@ -26,7 +26,7 @@ from wsol.engine.make_masks import dataset_of_run
 from wsol.engine.optim import check_optimizer
 from wsol.engine.outcome import log_to
 from wsol.engine.seeding import own_randomness, seed_torch
-from wsol.engine.train import checkpoint_hash
+from wsol.engine.training_run import checkpoint_hash
 from wsol.errors import ConfigError, DataError
 from wsol.models.affinity import AffinityModel, create_affinity, save_affinity
 from wsol.models.pixel_pairs import Offsets, boundary_affinity, displacement_difference, feature_affinity
