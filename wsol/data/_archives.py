@@ -16,6 +16,8 @@ from wsol.store.archives import exists
 from wsol.store.places import list_files
 
 Label = int | str
+FACTS = ("labels", "label", "cls", "boxes", "box_labels")
+"""What a record may say of an image, see `record`."""
 
 _MOST_CLASSES = 2**15  # maps hold class ids in 16 bits
 
@@ -64,7 +66,7 @@ def find_archives(layout: Layout, root: Path | None, split: str | None) -> tuple
 
 
 def record(image_id: str, image: Path, facts: Mapping[str, Any], *, mask: Path | None = None) -> Record:
-    """Build a record from the values of a JSON file or of a row: `label` or `labels`, `boxes`, `box_labels`.
+    """Build a record from the values of a JSON file or of a row: `label` or `labels` (or cls), `boxes`, `box_labels`.
 
     Raises:
         DataError: When a value has the wrong form.

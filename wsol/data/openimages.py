@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
@@ -16,6 +15,7 @@ from wsol.data import DATASETS, benchmark
 from wsol.data.catalog import Dataset, Layout, Part, annotation_kind, choose_split, make_dataset, read_lines
 from wsol.data.images import read_image
 from wsol.errors import DataError
+from wsol.ops.resize import resize_mask
 from wsol.schema import IGNORE, DatasetSpec, Sample
 
 _REPOSITORY = "https://github.com/clovaai/wsolevaluation"
@@ -64,7 +64,7 @@ def read_instances(sample: Sample) -> NDArray[np.uint8]:
 def _read(path: Path, size: tuple[int, int]) -> NDArray[np.bool_]:
     mask = read_image(path).max(axis=-1)
     if mask.shape != size:
-        mask = np.asarray(cv2.resize(mask, (size[1], size[0]), interpolation=cv2.INTER_NEAREST), dtype=np.uint8)
+        mask = resize_mask(mask, size)
     return np.asarray(mask > 0)
 
 

@@ -12,13 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from wsol.data import DATASETS
-from wsol.data._archives import Record, build, find_archives, record
+from wsol.data._archives import FACTS, Record, build, find_archives, record
 from wsol.data.catalog import Dataset, Layout, Part
 from wsol.errors import DataError
 from wsol.store.archives import address, image_column, open_parquet
 
 _IDS = ("id", "image_id", "__key__", "file_name")
-_FACTS = ("labels", "label", "cls", "boxes", "box_labels")
 LAYOUT = Layout(
     "parquet",
     folders=(),
@@ -62,7 +61,7 @@ def _records(file: Path) -> Iterator[Record]:
     image_column(table.schema_arrow, file)
     known = table.schema_arrow.names
     key = next((name for name in _IDS if name in known), None)
-    columns = [name for name in (key, *_FACTS) if name in known]
+    columns = [name for name in (key, *FACTS) if name in known]
     row = 0
     try:
         for group in range(table.num_row_groups):

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from wsol.data import DATASETS
-from wsol.data._archives import Record, build, find_archives, record
+from wsol.data._archives import FACTS, Record, build, find_archives, record
 from wsol.data.catalog import IMAGE_SUFFIXES, Dataset, Layout, Part
 from wsol.errors import DataError, StoreError
 from wsol.store.archives import Member, address, scan_tar
@@ -108,7 +108,7 @@ def _facts(key: str, found: dict[str, Member], shard: Path) -> dict[str, Any]:
     try:
         if "json" in found:
             facts = json.loads(found["json"].data)
-            return {name: facts[name] for name in ("labels", "label", "cls", "boxes", "box_labels") if name in facts}
+            return {name: facts[name] for name in FACTS if name in facts}
         if "cls" in found:
             text = found["cls"].data.decode().strip()
             return {"label": int(text) if text.isdecimal() else text}

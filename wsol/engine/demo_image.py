@@ -19,11 +19,10 @@ from wsol.data.images import read_image
 from wsol.data.transforms import input_size, to_input
 from wsol.engine.bench_options import listed
 from wsol.engine.demo_classes import ClassNames
-from wsol.engine.demo_options import ImageDemoConfig
+from wsol.engine.demo_options import ImageDemoConfig, PhotoOptions
 from wsol.engine.device import resolve_device
 from wsol.engine.make_maps import load_model
 from wsol.engine.options import CamConfig
-from wsol.engine.serve_options import ServeConfig
 from wsol.errors import ConfigError, WsolError
 from wsol.models.classifier import Classifier
 from wsol.ops.normalize import normalize
@@ -96,7 +95,7 @@ def demo_image(config: ImageDemoConfig) -> Shown:
     return shown
 
 
-def load_photo_model(config: ImageDemoConfig | ServeConfig, wanted: tuple[str, ...]) -> Classifier:
+def load_photo_model(config: PhotoOptions, wanted: tuple[str, ...]) -> Classifier:
     """Load the model that was asked for, by default the one that needs no download.
 
     Args:
@@ -121,7 +120,7 @@ def load_photo_model(config: ImageDemoConfig | ServeConfig, wanted: tuple[str, .
     return load_model(job, spec, resolve_device(config.device))
 
 
-def read_photo(path: Path, config: ImageDemoConfig | ServeConfig, classifier: Classifier) -> tuple[_Image, Tensor]:
+def read_photo(path: Path, config: PhotoOptions, classifier: Classifier) -> tuple[_Image, Tensor]:
     """Read a photo, upright.
 
     Args:

@@ -36,16 +36,9 @@ class DemoConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ImageDemoConfig:
-    """Score maps over your own photos at once: overlays as PNG and one HTML page."""
+class PhotoOptions:
+    """The model for single photos, and at what size it sees them."""
 
-    image: tuple[Path, ...]
-    """Photos."""
-    classes: tuple[str, ...] = ()
-    """What to look for, separated by commas: class names of the model, their last words (cat), or class ids; any text
-    for a model that reads text (clip:NAME). Default: the five likeliest classes."""
-    method: tuple[str, ...] = ("gradcam",)
-    """Map methods, separated by spaces or commas; several are laid out side by side."""
     model: str | None = None
     """Model name; default: an EfficientNet-Lite0 with ImageNet weights that a package ships."""
     checkpoint: str | None = None
@@ -60,5 +53,18 @@ class ImageDemoConfig:
     image's own size, rounded up to the stride."""
     device: str = neutral(default="auto")
     """cpu, cuda, cuda:1, ...; auto takes a GPU where there is one."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageDemoConfig(PhotoOptions):
+    """Score maps over your own photos at once: overlays as PNG and one HTML page."""
+
+    image: tuple[Path, ...]
+    """Photos."""
+    classes: tuple[str, ...] = ()
+    """What to look for, separated by commas: class names of the model, their last words (cat), or class ids; any text
+    for a model that reads text (clip:NAME). Default: the five likeliest classes."""
+    method: tuple[str, ...] = ("gradcam",)
+    """Map methods, separated by spaces or commas; several are laid out side by side."""
     out: Path = neutral(default=Path("runs/demo-image"))
     """Folder for the overlays and index.html."""

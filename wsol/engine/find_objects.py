@@ -9,7 +9,6 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
@@ -22,6 +21,7 @@ from wsol.engine.demo_classes import ClassNames
 from wsol.engine.demo_image import load_photo_model, map_photo, read_photo
 from wsol.engine.serve_options import ServeConfig
 from wsol.errors import ConfigError, DataError, ModelError
+from wsol.ops.resize import resize_mask
 from wsol.refine import REFINERS, Refiner
 from wsol.report.overlays import draw_boxes, heatmap, mask_overlay
 from wsol.schema import PseudoMask
@@ -120,7 +120,7 @@ class Finder:
         scores = chain(photo, refine.with_background(maps, background=background))
         labels, _ = chain.label(scores, range(len(ids)))
         clock.lap(f"mask ({refiner})")
-        whole = _resize(labels, size)
+        whole = resize_mask(labels, size)
         regions = find_regions(whole, objects="component", min_area=max(1, round(_SMALLEST * whole.size)))
         kept = np.zeros_like(whole)
         for region in regions:
@@ -134,7 +134,7 @@ class Finder:
         titles = [self.names.title(at, logits, "") for at in ids]
         return Found(
             maps=[(heatmap(photo, plane), title) for plane, title in zip(maps, titles, strict=True)],
-            mask=mask_overlay(photo, _resize(kept, photo.shape[:2])),
+            mask=mask_overlay(photo, resize_mask(kept, photo.shape[:2])),
             boxes=self._draw(photo, regions, photo.shape[0] / size[0]),
             likeliest=self._likeliest(logits),
             milliseconds=clock.laps,
@@ -164,10 +164,6 @@ class _Clock:
     def lap(self, name: str) -> None:
         now = time.perf_counter()
         self.laps[name], self._last = 1000 * (now - self._last), now
-
-
-def _resize(labels: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8]:
-    return np.asarray(cv2.resize(labels, size[::-1], interpolation=cv2.INTER_NEAREST), dtype=np.uint8)
 
 
 def _alone(kind: Any) -> bool:

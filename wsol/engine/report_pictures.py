@@ -18,6 +18,7 @@ from wsol.errors import WsolError
 from wsol.eval.boxes import ImageMaps, predicted_boxes
 from wsol.eval.protocols import ALL, BENCHMARK, LARGEST, View, choose
 from wsol.eval.sources import MapSource, Scores, open_maps
+from wsol.ops.resize import resize_mask
 from wsol.report.drawing import Image
 from wsol.report.overlays import draw_boxes, heatmap, mask_overlay, shrink
 from wsol.report.sections import Card, Figure
@@ -107,7 +108,7 @@ class Painter:
         if sample.mask is None and self.dataset.spec.annotations not in ("mask", "both"):
             return
         try:
-            labels = _resize(self.dataset.read_truth(sample), image)
+            labels = resize_mask(self.dataset.read_truth(sample), image.shape[:2])
         except WsolError:  # instance masks, or none for this image
             return
         yield Figure(mask_overlay(image, labels), "true mask", f"{about} · true mask")
@@ -143,7 +144,7 @@ class _Finds:
             if self.masks is None and self.background is not None:
                 drawn["map above threshold"] = mask_overlay(image, _labels(scores, self.background, image))
         if self.masks is not None:
-            drawn["mask"] = mask_overlay(image, _resize(self.masks(sample), image))
+            drawn["mask"] = mask_overlay(image, resize_mask(self.masks(sample), image.shape[:2]))
         if self.entry.evaluated and self.entry.evaluated[0].result.task == "localization" and "map and box" in drawn:
             drawn["map and box"] = drawn.pop("map and box")
         return drawn
@@ -220,8 +221,3 @@ def _labels(scores: Scores, background: float, image: Image) -> Image:
         labels[plane > highest] = min(label + 1, 254)
         highest = np.maximum(highest, plane)
     return labels
-
-
-def _resize(labels: Image, image: Image) -> Image:
-    size = (image.shape[1], image.shape[0])
-    return np.asarray(cv2.resize(labels, size, interpolation=cv2.INTER_NEAREST), dtype=np.uint8)

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
-from wsol.config import neutral
+from wsol.engine.demo_options import PhotoOptions
 from wsol.errors import ConfigError
 
 
 @dataclass(frozen=True, kw_only=True)
-class ServeConfig:
+class ServeConfig(PhotoOptions):
     """A page in the browser: drop a photo, choose classes, a method and a refiner; see maps, mask, boxes and times."""
 
     host: str = "127.0.0.1"
@@ -19,20 +18,6 @@ class ServeConfig:
     """Port; default: the first free one from 7860 on."""
     classes: tuple[str, ...] = ()
     """Texts for a model that reads text (clip:NAME), separated by commas; other models bring their classes along."""
-    model: str | None = None
-    """Model name; default: an EfficientNet-Lite0 with ImageNet weights that a package ships."""
-    checkpoint: str | None = None
-    """Weights: a file, a run folder of wsol train, or pip:PACKAGE."""
-    pretrained: bool = False
-    """Load timm's pretrained weights from the hub."""
-    img_size: int | None = None
-    """Side of the network's input in pixels (long side with --resize keep, its limit with native); default: the
-    model's own (native: no limit)."""
-    resize: Literal["squash", "keep", "native"] = "squash"
-    """squash: img_size x img_size; keep: long side img_size, aspect kept up to the network's stride; native: the
-    image's own size, rounded up to the stride."""
-    device: str = neutral(default="auto")
-    """cpu, cuda, cuda:1, ...; auto takes a GPU where there is one."""
     max_megabytes: float = 20.0
     """Largest file, in 2^20 bytes."""
     max_megapixels: float = 50.0

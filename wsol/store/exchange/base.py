@@ -60,6 +60,11 @@ def stem(sample: Sample) -> str:
     return name.with_suffix("").as_posix() if name.suffix == sample.image.suffix else sample.id
 
 
+def file_by_stem(folder: Path, sample: Sample, kind: Kind) -> Path:
+    """Return where the VOC projects keep the file of an image: masks are PNG, all else is npy."""
+    return folder / f"{stem(sample)}{'.png' if kind == 'masks' else '.npy'}"
+
+
 def sized(sample: Sample) -> tuple[int, int]:
     """Return (H, W) of the image.
 

@@ -18,7 +18,17 @@ from wsol.errors import StoreError
 from wsol.schema import Sample
 from wsol.store.exchange import PROJECTS
 from wsol.store.exchange._npy_write import write_npy
-from wsol.store.exchange.base import Found, Kind, check_size, make_maps, read_items, read_mask, sized, stem, write_grey
+from wsol.store.exchange.base import (
+    Found,
+    Kind,
+    check_size,
+    file_by_stem,
+    make_maps,
+    read_items,
+    read_mask,
+    sized,
+    write_grey,
+)
 from wsol.store.instances import Instance
 
 _STRIDE = 4
@@ -41,7 +51,7 @@ class Irn:
 
     def file(self, folder: Path, sample: Sample) -> Path:
         """Return where the file of an image lies."""
-        return folder / f"{stem(sample)}{'.png' if self.kind == 'masks' else '.npy'}"
+        return file_by_stem(folder, sample, self.kind)
 
     def read(self, path: Path, sample: Sample) -> Found:
         """Read the file of an image; see `Project.read`."""
