@@ -36,16 +36,6 @@ def photos(tmp_path_factory):
     return root
 
 
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory):
-    from wsol.models.classifier import load_classifier, save_classifier
-
-    folder = tmp_path_factory.mktemp("model")
-    classifier = load_classifier("test_resnet", num_classes=2, img_size=64)
-    save_classifier(classifier, folder, classes=("cat", "dog"), multi_label=False)
-    return folder
-
-
 def config(photos, trained, out, **changes):
     options = {"data": "folder", "root": photos, "checkpoint": str(trained), "img_size": 64, "resize": "keep"}
     return CamConfig(
