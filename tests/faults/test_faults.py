@@ -43,12 +43,12 @@ def test_a_forked_reader_does_not_keep_the_lock_of_a_dead_driver(tmp_path):
     text = (
         "import os, pathlib, sys, time\nfrom wsol.store.lock import hold\n"
         f"kept = hold(pathlib.Path({str(tmp_path)!r}))\n"
-        "if os.fork() == 0:\n    time.sleep(20)\n    os._exit(0)\n"
-        "print('held', flush=True)\ntime.sleep(20)\n"
+        "if os.fork() == 0:\n    print('forked', flush=True)\n    time.sleep(20)\n    os._exit(0)\n"
+        "time.sleep(20)\n"
     )
     driver = subprocess.Popen([sys.executable, "-c", text], stdout=subprocess.PIPE, start_new_session=True)
     try:
-        assert driver.stdout.readline() == b"held\n"
+        assert driver.stdout.readline() == b"forked\n"
         with pytest.raises(StoreError, match="another process"):
             hold(tmp_path)
         driver.kill()
