@@ -158,6 +158,7 @@ def test_self_training(photos, tmp_path, strategy):
         (SelfTrainConfig, {"strategy": "gist", "val_split": None}, "needs --val-split"),
         (SelfTrainConfig, {"stages": 0}, "--stages must be at least 1"),
         (SegmentTrainConfig, {"mum_weight": 1.0, "batch_size": 6}, "multiples of 4"),
+        (SegmentTrainConfig, {"mum_weight": 1.0, "arch": "dpt"}, "another --arch"),
         (SegmentTrainConfig, {"ohem_keep": 2.0}, "--ohem-keep must be in"),
         (SegmentTrainConfig, {"crf_weight": -1.0}, "--crf-weight must be 0 or more"),
         (SegmentTrainConfig, {"crf_sigma_xy": 0.0}, "--crf-sigma-xy must be positive"),

@@ -10,7 +10,8 @@ import torch
 
 from wsol.errors import ModelError
 from wsol.models.classifier import Classifier, save_classifier
-from wsol.models.segmenter import create_segmenter, load_segmenter, save_segmenter
+from wsol.models.segmenter import create_segmenter, decode, encode, load_segmenter, save_segmenter
+from wsol.models.smp_segmenter import architectures
 
 CLASSES = ("cat", "dog")
 
@@ -38,6 +39,16 @@ def test_logits_have_the_size_of_the_input(arch, encoder):
     height, width = 2 * segmenter.stride, 3 * segmenter.stride
     with torch.no_grad():
         assert segmenter.module(torch.zeros(1, 3, height, width)).shape == (1, 3, height, width)
+
+
+@pytest.mark.parametrize("arch", sorted({*architectures(), "segmenter"} - {"dpt"}))  # dpt decodes tokens, too
+def test_encoder_and_decoder_one_after_the_other_are_the_network(arch):
+    segmenter = make(arch, "test_vit" if arch == "segmenter" else "resnet18")
+    module = segmenter.module.eval()
+    size = (segmenter.stride * 2, segmenter.stride * 3)
+    images = torch.randn(2, 3, *size)
+    with torch.no_grad():
+        assert torch.equal(decode(module, encode(module, images), size), module(images))
 
 
 def test_saved_and_loaded_it_says_the_same(tmp_path):

@@ -83,6 +83,8 @@ class SegmentTrainConfig(LoopOptions, DataOptions):
             _expect(getattr(self, name) > 0, name, "positive", getattr(self, name))
         if self.mum_weight and (self.batch_size % _GROUP or self.img_size % _GROUP):
             raise ConfigError("--mum-weight needs a --batch-size and an --img-size that are multiples of 4")
+        if self.mum_weight and self.arch.lower() == "dpt":  # its decoder reads class tokens, which have no tiles
+            raise ConfigError("--mum-weight mixes tiles of feature maps; dpt also decodes tokens: give another --arch")
 
 
 @dataclass(frozen=True, kw_only=True)
