@@ -79,6 +79,23 @@ def _by_scale(own: nn.Module | None, *, skip: set[int]) -> Iterator[tuple[float,
     yield from groups.items()
 
 
+def scale_rate(optimizer: torch.optim.Optimizer, part: nn.Module, factor: float) -> None:
+    """Give the parameters of a part groups of their own, with a factor on the learning rate.
+
+    Args:
+        optimizer: Over the part, among others; changed in place.
+        part: The part.
+        factor: On the learning rate, times what the groups have already.
+    """
+    chosen = {id(parameter) for parameter in part.parameters()}
+    for group in list(optimizer.param_groups):
+        inside = [parameter for parameter in group["params"] if id(parameter) in chosen]
+        if inside:
+            group["params"] = [parameter for parameter in group["params"] if id(parameter) not in chosen]
+            scale = factor * group.get("lr_scale", 1.0)
+            optimizer.add_param_group({**group, "params": inside, "lr_scale": scale})
+
+
 class Schedule:
     """Sets the learning rate of an optimizer; holds no state but the schedule itself.
 

@@ -16,7 +16,7 @@ from wsol.engine.fit import History, Trained, fit, read_history
 from wsol.engine.loaders import Batch, Batches, Failures, load_splits, normalize
 from wsol.engine.losses_segment import dense_energy, hard_pixel_loss, masked_cross_entropy
 from wsol.engine.mask_source import with_masks
-from wsol.engine.optim import check_optimizer
+from wsol.engine.optim import check_optimizer, make_optimizer, scale_rate
 from wsol.engine.outcome import log_to
 from wsol.engine.parallel import World, joined, own_device
 from wsol.engine.seeding import generator, own_randomness, seed_torch
@@ -105,6 +105,7 @@ def _fit(work: _Work) -> History:
         batches=work.stream,
         loss_of=work.loss,
         evaluate=None if work.val is None else work.evaluate,
+        optimizer=work.optimizer(),
         after_step=(lambda _: network.follow()) if isinstance(network, WithTeacher) else None,
         world=work.world,
     )
@@ -127,6 +128,12 @@ class _Work:
         """What is trained: the network, with its teacher where there is one."""
         module = self.segmenter.module
         return WithTeacher(module, ramp=self.config.mum_ramp) if self.config.mum_weight else module
+
+    def optimizer(self) -> torch.optim.Optimizer:
+        optimizer = make_optimizer(self.network, self.config)
+        if self.config.encoder_lr_scale != 1:
+            scale_rate(optimizer, self.segmenter.module.encoder, self.config.encoder_lr_scale)
+        return optimizer
 
     @cached_property
     def batches(self) -> Batches:

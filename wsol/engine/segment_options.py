@@ -35,6 +35,8 @@ class SegmentTrainConfig(LoopOptions, DataOptions):
     checkpoint: str | None = None
     """Start the encoder from a classifier (a run folder of wsol train, or a file of timm weights), or the whole
     network from a run folder of wsol segment train."""
+    encoder_lr_scale: float = 1.0
+    """Factor on the learning rate of the encoder: 0.1 where its weights are to keep what they know (DeepLab)."""
     img_size: int = 512
     """Side of the training view in pixels; at zoom 1 the image just fits into it."""
     zoom: tuple[float, float] = (0.5, 2.0)
@@ -79,7 +81,7 @@ class SegmentTrainConfig(LoopOptions, DataOptions):
             _expect(0 <= getattr(self, name) <= 1, name, "in [0, 1]", getattr(self, name))
         for name in ("crf_weight", "mum_weight", "mum_ramp"):
             _expect(getattr(self, name) >= 0, name, "0 or more", getattr(self, name))
-        for name in ("ohem_threshold", "crf_sigma_rgb", "crf_sigma_xy", "crf_scale"):
+        for name in ("encoder_lr_scale", "ohem_threshold", "crf_sigma_rgb", "crf_sigma_xy", "crf_scale"):
             _expect(getattr(self, name) > 0, name, "positive", getattr(self, name))
         if self.mum_weight and (self.batch_size % _GROUP or self.img_size % _GROUP):
             raise ConfigError("--mum-weight needs a --batch-size and an --img-size that are multiples of 4")
