@@ -24,7 +24,7 @@ class Parts(nn.Module):
 @pytest.mark.parametrize("sched", ["none", "poly"])
 def test_a_part_moves_by_its_factor(sched):
     torch.manual_seed(0)
-    options = {"opt": "sgd", "momentum": 0.0, "weight_decay": 0.0, "lr": 0.5, "sched": sched, "warmup_epochs": 0}
+    options = {"opt": "momentum", "momentum": 0.0, "weight_decay": 0.0, "lr": 0.5, "sched": sched, "warmup_epochs": 0}
     config = SegmentTrainConfig(data="synthetic", masks="gt", out=Path("run"), epochs=4, **options)
     module = Parts()
     optimizer = make_optimizer(module, config)

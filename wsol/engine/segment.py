@@ -132,7 +132,7 @@ class _Work:
     def optimizer(self) -> torch.optim.Optimizer:
         optimizer = make_optimizer(self.network, self.config)
         if self.config.encoder_lr_scale != 1:
-            scale_rate(optimizer, self.segmenter.module.encoder, self.config.encoder_lr_scale)
+            scale_rate(optimizer, self.segmenter.module.get_submodule("encoder"), self.config.encoder_lr_scale)
         return optimizer
 
     @cached_property
