@@ -64,8 +64,9 @@ def test_cub_segmentations_by_vote(cub: Path, place: str) -> None:
     np.testing.assert_array_equal(dataset.read_truth(dataset.samples[0]), [[0, 0, 0, 2, 2, 2, 2]])
 
 
-def test_cub_with_the_benchmark_lists(cub: Path, tmp_path: Path) -> None:
-    name = "002.Laysan_Albatross/B_2.jpg"
+@pytest.mark.parametrize("name", ["002.Laysan_Albatross/B_2.jpg", "val2/002/0.jpeg"])
+def test_cub_with_the_benchmark_lists(cub: Path, tmp_path: Path, name: str) -> None:
+    _image(cub / "images" / name)
     metadata = _write(
         tmp_path / "metadata",
         {

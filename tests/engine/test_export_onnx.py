@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -71,8 +72,6 @@ class Session:
 
 
 def test_nothing_is_written_when_the_file_says_something_else(tmp_path, monkeypatch):
-    from types import SimpleNamespace
-
     helper = SimpleNamespace(set_model_props=lambda model, props: None)
     packages = {"onnx": SimpleNamespace(helper=helper), "onnxruntime": SimpleNamespace(InferenceSession=Session)}
     monkeypatch.setattr(room, "_package", lambda name: packages.get(name))
@@ -83,6 +82,19 @@ def test_nothing_is_written_when_the_file_says_something_else(tmp_path, monkeypa
     assert not (tmp_path / "x.onnx").exists()
     with pytest.raises(ConfigError, match="multiple of 32"):
         room.export_onnx(SegmentExportConfig(checkpoint=run, out=tmp_path / "x.onnx", img_size=65))
+
+
+def test_operators_that_cannot_be_written(tmp_path):
+    run, path = saved(tmp_path, *NETWORKS[2]), tmp_path / "x.onnx"
+    with pytest.raises(ConfigError, match="--opset must be at least 18, got 17"):
+        room.export_onnx(SegmentExportConfig(checkpoint=run, out=path, opset=17))
+
+    def refuse(content, providers):
+        raise RuntimeError("no such operator")
+
+    with pytest.raises(ModelError, match="onnxruntime cannot run the network: no such operator"):
+        room._difference(load_segmenter(run), b"", 64, SimpleNamespace(InferenceSession=refuse))
+    assert not path.exists()
 
 
 def test_a_missing_package_is_named(tmp_path, monkeypatch):

@@ -125,6 +125,7 @@ def test_corrupt_masks(photos, tmp_path, content):
         look(dataset)
     assert str(path) in str(caught.value)
     assert "\n" not in str(caught.value)
+    assert "BytesIO" not in str(caught.value)
 
 
 def test_a_torn_png(photos, tmp_path):

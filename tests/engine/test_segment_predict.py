@@ -14,7 +14,7 @@ from pycocotools import mask as coco_mask
 from torch import nn
 
 from wsol.cli import segment as verb
-from wsol.engine.segment_infer import View, predict, predict_labels, slide
+from wsol.engine.segment_infer import View, _size, predict, predict_labels, slide
 from wsol.engine.segment_options import SegmentPredictConfig
 from wsol.engine.segment_predict import segment_predict
 from wsol.errors import ConfigError, DataError
@@ -105,6 +105,14 @@ def test_small_images_are_enlarged_to_the_window(size, scales):
     assert (labels == truth).mean() > 0.85
     probabilities = predict(segmenter, image, view, device=CPU)
     torch.testing.assert_close(probabilities.sum(0), torch.ones(size))
+
+
+@pytest.mark.parametrize("size", [(345, 5), (172, 4), (7, 21), (301, 99)])
+@pytest.mark.parametrize("window", [224, 640])
+def test_an_enlarged_image_keeps_its_shape_to_the_pixel(size, window):
+    short = min(size)
+    expected = tuple(side * window // short for side in size)
+    assert _size(np.zeros((*size, 3), dtype=np.uint8), 100, window) == expected
 
 
 def test_every_flag_at_once(root, network, tmp_path):

@@ -73,6 +73,14 @@ def test_an_unlabelled_band_counts_as_border_in_its_middle():
     assert boundary_scores(truth, outer, tolerance=0.02)[4].f < 0.2
 
 
+def test_the_reach_is_not_rounded():
+    truth, predicted = np.zeros((2, 60, 80), np.uint8)
+    truth[:, :30], predicted[:, :37] = 1, 1
+    assert 0.07 * np.hypot(60, 80) > 7  # by less than float32 can tell
+    assert boundary_scores(truth, predicted, tolerance=0.07)[1] == (1.0, 1.0, 1.0)
+    assert boundary_scores(truth, predicted, tolerance=0.0699)[1] == (0.0, 0.0, 0.0)
+
+
 def test_a_class_that_was_lost_scores_0_and_a_wrong_size_is_refused():
     truth = np.zeros((17, 23), np.uint8)
     truth[4:9, 5:14] = 2

@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -19,7 +20,7 @@ from wsol.data.catalog import Dataset
 from wsol.errors import ConfigError, DataError, EvalError, StoreError
 from wsol.eval import evaluate_localization
 from wsol.eval.curves import read_result
-from wsol.eval.localization import localize
+from wsol.eval.localization import localize, read_pixels
 from wsol.eval.options import LocConfig
 from wsol.eval.sources import Scores, read_metadata
 from wsol.schema import DatasetSpec, EvalResult, Sample, ScoreMaps
@@ -334,6 +335,19 @@ def test_pxap_of_openimages_metadata(tmp_path):
     assert result.metrics["pIoU"] == pytest.approx(100 * (true / (true[-1] + false)).max(), abs=1e-12)
     assert set(result.metrics) == {"PxAP", "pIoU"}
     assert result.n == 5
+
+
+def test_coloured_masks_count_in_every_channel(tmp_path):
+    _write_metadata(tmp_path / "test", [{"id": "a.jpg", "label": 0, "w": 4, "h": 2, "boxes": []}])
+    (tmp_path / "test" / "localization.txt").write_text("a.jpg,a.png,b.png")
+    green, blue = np.zeros((2, 2, 4, 3), np.uint8)
+    green[:, :2, 1], blue[:, 2, 2] = 128, 128
+    Image.fromarray(green).convert("P", palette=Image.Palette.ADAPTIVE).save(tmp_path / "a.png")
+    Image.fromarray(blue).save(tmp_path / "b.png")
+    dataset = read_metadata(tmp_path / "test", masks=tmp_path)
+    plan = SimpleNamespace(instances=True)
+    found = read_pixels(dataset.samples[0], 0, plan, (2, 4))
+    np.testing.assert_array_equal(found, [[1, 1, 255, 0]] * 2)
 
 
 class _InMemory:

@@ -54,6 +54,7 @@ def world(tmp_path, monkeypatch):
         return chosen if limit is None else chosen.limit(limit)
 
     monkeypatch.setattr("wsol.data.load", load)
+    monkeypatch.setattr("wsol.cli.eval._CHOICES", [], raising=False)  # the options of "toy" are not to be found
     return tmp_path, dataset
 
 
@@ -157,6 +158,19 @@ def test_bad_images_are_listed_and_the_exit_status_is_1(world, capsys):
     assert "n = 20" in captured.out
     assert "incomplete: 4 of 24" in captured.out
     assert (root / "out" / "metrics.json").is_file()
+
+
+def test_options_of_the_data_set_are_flags(tmp_path, capsys):
+    truth = np.zeros((9, 14), np.uint8)
+    truth[2:5, 3:9] = 1
+    (tmp_path / "photos" / "bird").mkdir(parents=True)
+    Image.new("RGB", (14, 9)).save(tmp_path / "photos" / "bird" / "a.png")
+    for folder in ("drawn", "run"):
+        write_mask(tmp_path / folder, PseudoMask("bird/a", truth))
+    where = ["--data", "folder", "--root", str(tmp_path / "photos"), "--out", str(tmp_path / "out")]
+    option = ["--data-options.masks", str(tmp_path / "drawn" / "masks")]
+    assert run(["seg", "--pred", str(tmp_path / "run"), "--workers", "0", *where, *option]) == 0
+    assert "n = 1" in capsys.readouterr().out
 
 
 def test_a_run_knows_its_data_set(world):

@@ -11,6 +11,7 @@ from typing import Any
 
 from wsol.cli.parse import parse
 from wsol.config import dump_yaml
+from wsol.data import option_type
 from wsol.errors import ConfigError, did_you_mean
 from wsol.eval.curves import write_curves
 from wsol.eval.options import LocConfig, SegConfig
@@ -18,6 +19,7 @@ from wsol.schema import EvalResult
 from wsol.store.atomic import write_text
 
 _SHOWN = 20
+_CHOICES = [("data", "data_options", option_type)]
 
 
 def run(argv: Sequence[str]) -> int:
@@ -38,7 +40,7 @@ def run(argv: Sequence[str]) -> int:
 def _loc(argv: Sequence[str]) -> int:
     from wsol.eval.localization import localize
 
-    config = parse(LocConfig, argv, prog="wsol eval loc")
+    config = parse(LocConfig, argv, prog="wsol eval loc", choices=_CHOICES)
     found = localize(config)
     out = config.out or Path("runs/eval") / f"{config.maps.resolve().name}-loc"
     _write(out, found.result, config)
@@ -50,7 +52,7 @@ def _loc(argv: Sequence[str]) -> int:
 def _seg(argv: Sequence[str]) -> int:
     from wsol.eval.segmentation import segment
 
-    config = parse(SegConfig, argv, prog="wsol eval seg")
+    config = parse(SegConfig, argv, prog="wsol eval seg", choices=_CHOICES)
     found = segment(config)
     out = config.out or Path("runs/eval") / f"{config.pred.resolve().name}-seg"
     _write(out, found.result, config)

@@ -12,7 +12,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wsol.data import DATASETS, benchmark
-from wsol.data.catalog import Dataset, Layout, Part, annotation_kind, choose_split, make_dataset, read_lines
+from wsol.data.catalog import (
+    Dataset,
+    Layout,
+    Part,
+    annotation_kind,
+    choose_split,
+    list_images,
+    make_dataset,
+    read_lines,
+)
 from wsol.data.images import read_image
 from wsol.errors import DataError
 from wsol.ops.boxes import from_xywh
@@ -80,7 +89,7 @@ def load(*, root: Path | None, split: str | None, metadata: Path | None = None) 
         if lists
         else _read(folder, split, len(classes))
     )
-    present = {path.relative_to(folder / "images").as_posix() for path in (folder / "images").glob("*/*")}
+    present = {path.relative_to(folder / "images").as_posix() for path in list_images(folder / "images")}
     masks = _find_masks(folder)
     found = [
         replace(sample, mask=masks.get(sample.id.rpartition(".")[0])) for sample in samples if sample.id in present

@@ -18,6 +18,7 @@ from wsol.store.atomic import atomic_write
 
 _log = logging.getLogger("wsol")
 _PACKAGES = ("onnx", "onnxscript", "onnxruntime")
+_OLDEST = 18  # what the exporter of torch writes; its converter to older operators gives up on most networks
 
 
 def export_onnx(config: SegmentExportConfig) -> float:
@@ -38,6 +39,8 @@ def export_onnx(config: SegmentExportConfig) -> float:
     """
     packages = [_package(name) for name in _PACKAGES]
     onnx, runtime = packages[0], packages[2]
+    if config.opset < _OLDEST:
+        raise ConfigError(f"--opset must be at least {_OLDEST}, got {config.opset}")
     if config.out.exists() and not config.overwrite:
         raise StoreError("the file is there already", where=config.out, hint="give another --out, or --overwrite")
     segmenter = load_segmenter(config.checkpoint)
@@ -74,6 +77,9 @@ def _package(name: str) -> Any:
 def _export(segmenter: Segmenter, side: int, opset: int) -> Any:
     images = torch.zeros(2, 3, side, side)
     batch = {0: torch.export.Dim("batch")}
+    converter = logging.getLogger("onnxscript.version_converter")  # logs a traceback and goes on
+    level = converter.level
+    converter.setLevel(logging.CRITICAL)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -90,6 +96,8 @@ def _export(segmenter: Segmenter, side: int, opset: int) -> Any:
     except Exception as error:  # the exporter raises whatever the network leads it to
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise ModelError(f"cannot export the network: {reason}") from error
+    finally:
+        converter.setLevel(level)
     if program is None:
         raise ModelError("the exporter of torch gave no model")
     return program.model_proto
@@ -98,6 +106,10 @@ def _export(segmenter: Segmenter, side: int, opset: int) -> Any:
 @torch.no_grad()
 def _difference(segmenter: Segmenter, content: bytes, side: int, runtime: Any) -> float:
     images = torch.randn(3, 3, side, side, generator=torch.Generator().manual_seed(0))
-    session = runtime.InferenceSession(content, providers=["CPUExecutionProvider"])
-    (found,) = session.run(["logits"], {"images": images.numpy()})
+    try:
+        session = runtime.InferenceSession(content, providers=["CPUExecutionProvider"])
+        (found,) = session.run(["logits"], {"images": images.numpy()})
+    except Exception as error:  # its errors have no common class
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise ModelError(f"onnxruntime cannot run the network: {reason}", hint="try another --opset") from error
     return float(np.abs(found - segmenter.module(images).numpy()).max())

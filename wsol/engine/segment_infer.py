@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -103,8 +102,8 @@ def _size(image: NDArray[np.uint8], side: int, window: int | None) -> tuple[int,
     height, width = input_size((image.shape[0], image.shape[1]), img_size=side, resize="keep")
     if window is None or min(height, width) >= window:
         return height, width
-    factor = window / min(image.shape[:2])
-    height, width = (max(window, math.floor(length * factor)) for length in image.shape[:2])
+    # In integers: 345 * (224 / 5) is a little less than 15456.
+    height, width = (length * window // min(image.shape[:2]) for length in image.shape[:2])
     return height, width
 
 

@@ -215,8 +215,8 @@ def read_pixels(sample: Sample, label: int, plan: Plan, size: tuple[int, int]) -
     """
     if plan.instances:
         files = [path for path in (sample.mask, *sample.extra_masks) if path is not None]
-        ignored = read_image(sample.mask_ignore)[..., 0] if sample.mask_ignore else None
-        return combine_masks([read_image(path)[..., 0] for path in files], ignored, size=size)
+        ignored = read_image(sample.mask_ignore).max(axis=-1) if sample.mask_ignore else None
+        return combine_masks([read_image(path).max(axis=-1) for path in files], ignored, size=size)
     truth = plan.truth(sample)
     return combine_masks([truth == label + 1], truth == IGNORE, size=size)
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from wsol.errors import StoreError
 from wsol.ops.palette import voc_palette
@@ -86,6 +86,8 @@ def read_labels(path: Path) -> NDArray[np.uint8]:
         raise StoreError("no such mask", where=path) from error
     except StoreError:
         raise
+    except UnidentifiedImageError as error:
+        raise StoreError("cannot read the mask: not an image file", where=path) from error
     except Exception as error:  # decoders raise whatever they like on broken files
         raise StoreError(f"cannot read the mask: {error}", where=path) from error
 
