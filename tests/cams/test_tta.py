@@ -60,6 +60,20 @@ def test_scales_are_summed_on_the_largest_grid(bound, images):
     torch.testing.assert_close(raw.logits, bound(images, [[], []]).logits)
 
 
+def test_rectified_maps_are_summed_without_their_negative_evidence(bound, images):
+    inputs = {0.5: images[:, :, :64, :96], 1.0: images}
+    raw = multi_scale(bound, inputs.__getitem__, [[1, 4], [2]], scales=(0.5, 1.0), flip=True, rectify=True)
+    for at, ids in enumerate([[1, 4], [2]]):
+        total = torch.zeros(len(ids), 3, 5)
+        for x in inputs.values():
+            for maps in (bound(x, [[1, 4], [2]]).values[at], bound(x.flip(3), [[1, 4], [2]]).values[at].flip(2)):
+                total += F.interpolate(maps.relu()[None], size=(3, 5), mode="bilinear", align_corners=False)[0]
+        torch.testing.assert_close(raw.values[at], total, rtol=1e-4, atol=1e-4)
+    assert (bound(images, [[1, 4], [2]]).values[0] < 0).any()
+    alone = multi_scale(bound, inputs.__getitem__, [[1], []], rectify=True)
+    assert torch.equal(alone.values[0], bound(images, [[1], []]).values[0])
+
+
 def test_classes_are_chosen_once_at_the_scale_nearest_to_one(bound, images):
     calls = []
 

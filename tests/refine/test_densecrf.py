@@ -63,6 +63,47 @@ def test_equals_mean_field_with_dense_matrices(preset: str, channels: int, devic
     np.testing.assert_allclose(got, expected, atol=3e-4)
 
 
+@pytest.mark.parametrize("device", ["cpu", "cpu:0"])
+def test_the_black_pixel_that_fills_the_last_pack_of_four(device: str) -> None:
+    """Nine pixels: pydensecrf's lattice holds the points of three black ones at the origin, too, and labels change."""
+    image = np.array(
+        [
+            [[11, 22, 22], [29, 25, 0], [17, 5, 7]],
+            [[16, 25, 18], [3, 11, 2], [8, 0, 16]],
+            [[21, 23, 21], [22, 21, 12], [13, 2, 0]],
+        ],
+        np.uint8,
+    )
+    scores = np.array(
+        [
+            [[0.61, 0.21, 0.25], [0.15, 0.98, 0.29], [0.39, 0.94, 0.21]],
+            [[0.16, 0.85, 0.71], [0.14, 0.94, 0.37], [0.68, 0.0, 0.69]],
+        ],
+        np.float32,
+    )
+    expected = [[0.999974, 0.000008, 0.000010], [0.999969, 0.000034, 0.000022], [0.999913, 1, 0.000009]]
+    got = create("densecrf", preset="irn_label", device=device)(image, scores)
+    np.testing.assert_allclose(got[0], expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("device", ["cpu", "cpu:0"])
+@pytest.mark.parametrize("size", [(24, 31), (21, 31), (22, 31), (25, 31)], ids=["0", "3", "2", "1"])  # N modulo 4
+def test_dark_images_of_any_number_of_pixels_equal_pydensecrf(size: tuple[int, int], device: str) -> None:
+    module = pytest.importorskip("pydensecrf.densecrf")
+    image, scores = scene(5, 3, size)
+    image //= 8
+    for preset in ("toco", "clipes", "irn_label"):
+        setting = PRESETS[preset]
+        model = module.DenseCRF2D(size[1], size[0], 3)
+        model.setUnaryEnergy(unary_from_softmax(scores).reshape(3, -1))
+        model.addPairwiseGaussian(sxy=setting.sxy_gaussian, compat=setting.compat_gaussian)
+        bilateral = {"sxy": setting.sxy_bilateral, "srgb": setting.srgb, "compat": setting.compat_bilateral}
+        model.addPairwiseBilateral(rgbim=image, **bilateral)
+        expected = np.array(model.inference(setting.iterations)).reshape(scores.shape)
+        got = create("densecrf", preset=preset, device=device)(image, scores)
+        np.testing.assert_allclose(got, expected, atol=2e-5)
+
+
 @pytest.mark.parametrize("channels", [2, 3, 5, 10])
 def test_marginals_sum_to_one(channels: int) -> None:
     image, scores = scene(2, channels)

@@ -22,6 +22,7 @@ def multi_scale(
     *,
     scales: Sequence[float] = (1.0,),
     flip: bool = False,
+    rectify: bool = False,
 ) -> RawMaps:
     """Sum the maps of several input sizes and of mirror images.
 
@@ -31,9 +32,10 @@ def multi_scale(
         class_ids: As for the method; a function of the logits sees those of the scale nearest to 1, not mirrored.
         scales: Factors of the input size.
         flip: Also map the mirror image of each input and mirror its maps back.
+        rectify: Drop the negative evidence of each pass before the sum, as PSA and IRN do, instead of that of the sum.
 
     Returns:
-        Raw maps on the largest grid, bilinear; with the logits that chose the classes.
+        Raw maps on the largest grid, bilinear; with the logits that chose the classes. One pass alone stays as it is.
     """
     ordered = sorted(scales, key=lambda scale: abs(scale - 1.0))
     first: RawMaps | None = None
@@ -49,6 +51,8 @@ def multi_scale(
         raise ConfigError("no scale to make maps at", where="scales")
     if len(passes) == 1:
         return first
+    if rectify:
+        passes = [tuple(maps.relu() for maps in values) for values in passes]
     values = tuple(_sum(list(maps)) for maps in zip(*passes, strict=True))
     return RawMaps(values, first.class_ids, first.logits)
 

@@ -114,8 +114,5 @@ def _by_scores(image: NDArray[np.uint8], maps: NDArray[np.float32], alpha: float
 
 def _by_argmax(image: NDArray[np.uint8], maps: NDArray[np.float32], background: float) -> NDArray[np.uint8]:
     """IRNet: the CRF starts from labels that are believed with probability 0.7."""
-    labels = refine.with_background(maps, background=background).argmax(axis=0)
-    count = len(maps) + 1
-    beliefs = np.full((count, *labels.shape), (1 - _GT_PROBABILITY) / max(1, count - 1), np.float32)
-    np.put_along_axis(beliefs, labels[None], _GT_PROBABILITY, axis=0)
-    return np.asarray(refine.create("densecrf", preset="irn_label")(image, beliefs).argmax(axis=0), dtype=np.uint8)
+    crf = refine.create("densecrf", preset="irn_label", gt_prob=_GT_PROBABILITY)
+    return np.asarray(crf(image, refine.with_background(maps, background=background)).argmax(axis=0), dtype=np.uint8)

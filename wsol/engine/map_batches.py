@@ -151,6 +151,7 @@ def compute(loaded: Loaded, config: CamConfig, method: BoundMethod, device: torc
         return [], failed
     labels = [sample.labels for sample in loaded.samples]
     tensors = {scale: torch.from_numpy(array).to(device, non_blocking=True) for scale, array in loaded.inputs.items()}
+    how = method.method.normalization if config.normalize == "auto" else config.normalize
     try:
         with torch.autocast(device.type, dtype=getattr(torch, config.amp_dtype), enabled=config.amp):
             raw = multi_scale(
@@ -159,6 +160,7 @@ def compute(loaded: Loaded, config: CamConfig, method: BoundMethod, device: torc
                 lambda logits: select_classes(logits, config.classes, labels),
                 scales=config.scales,
                 flip=config.flip,
+                rectify=how == "relu",
             )
     except torch.OutOfMemoryError:
         height, width = loaded.inputs[config.scales[0]].shape[-2:]

@@ -9,6 +9,11 @@ Preset = Literal[
     "toco", "seco", "dupl", "toco_cam", "getam", "weaktr", "mctformer",
 ]  # fmt: skip
 
+# pydensecrf embeds points in packs of four and fills the last pack with zeros: with black pixels at the origin, which
+# weigh nothing, but whose lattice points pass values on when the lattice is blurred. The spatial lattice has a point at
+# the origin anyway, so only the bilateral kernel feels it; labels of dark images may change.
+PACK = 4
+
 
 class Setting(NamedTuple):
     """Widths, weights and updates of one published setting; see the fields of `DenseCRF`."""

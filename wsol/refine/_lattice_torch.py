@@ -10,9 +10,10 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from wsol.ops.permutohedral import axis_scales, key_strides
-from wsol.refine._crf_presets import Setting
+from wsol.refine._crf_presets import PACK, Setting
 
 
 @torch.no_grad()
@@ -30,9 +31,10 @@ def dense_crf(image: Tensor, unary: Tensor, setting: Setting) -> Tensor:
     height, width = image.shape[:2]
     colours = image.reshape(-1, 3).float() / setting.srgb
     positions = _grid(height, width, setting.sxy_bilateral, image.device)
+    padding = (0, 0, 0, -len(positions) % PACK)
     kernels = [
         TorchLattice(_grid(height, width, setting.sxy_gaussian, image.device)),
-        TorchLattice(torch.cat([positions, colours], dim=1)),
+        TorchLattice(F.pad(torch.cat([positions, colours], dim=1), padding), count=len(positions)),
     ]
     compat = (setting.compat_gaussian, setting.compat_bilateral)
     energies = unary.float().reshape(len(unary), -1)
@@ -43,19 +45,21 @@ class TorchLattice:
     """A Gaussian filter of N points, symmetrically normalised.
 
     Args:
-        features: float32 (N, d), in standard deviations.
+        features: float32 (N, d) or more rows, in standard deviations.
+        count: N; further points only add theirs to the lattice. By default there are none.
 
     Raises:
         ConfigError: When the points spread over too many standard deviations to number the lattice points.
     """
 
-    def __init__(self, features: Tensor) -> None:
+    def __init__(self, features: Tensor, *, count: int | None = None) -> None:
         weights, keys, strides = _locate(features)
         points, corners = torch.unique(keys, return_inverse=True)
+        weights, corners = weights[:count], corners[:count]
         self._size = len(points)
         self._neighbours = _link(points, strides)
         self._set_weights(corners, weights)
-        sums = self.filter(features.new_ones((len(features), 1)))
+        sums = self.filter(features.new_ones((len(weights), 1)))
         self._set_weights(corners, weights / torch.sqrt(sums + 1e-20))
 
     def filter(self, values: Tensor) -> Tensor:
@@ -141,4 +145,4 @@ def _link(points: Tensor, strides: Tensor) -> Tensor:
     wanted = points + torch.stack([steps, -steps], dim=1)[:, :, None]
     found = torch.searchsorted(points, wanted).clamp_(max=len(points) - 1)
     found[points[found] != wanted] = len(points)
-    return torch.nn.functional.pad(found, (0, 1), value=len(points))
+    return F.pad(found, (0, 1), value=len(points))

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from wsol.errors import ConfigError, DataError
 from wsol.ops.permutohedral import Lattice, build_lattice
 from wsol.refine import REFINERS
-from wsol.refine._crf_presets import PRESETS, Preset, Setting
+from wsol.refine._crf_presets import PACK, PRESETS, Preset, Setting
 from wsol.refine._crf_unary import check_probability, unary_from_labels, unary_from_softmax
 from wsol.refine._meanfield import mean_field
 from wsol.refine.base import check_inputs
@@ -169,24 +169,29 @@ def _spatial(height: int, width: int, sxy: float) -> Lattice:
 
 @lru_cache(maxsize=4)
 def _kept_spatial(height: int, width: int, sxy: float) -> Lattice:
-    return _normalised(build_lattice(_features(height, width, 2, sxy).reshape(-1, 2)))
+    return _normalised(build_lattice(_features(height, width, 2, sxy)), height * width)
 
 
 def _bilateral(image: NDArray[np.uint8], sxy: float, srgb: float) -> Lattice:
-    features = _features(image.shape[0], image.shape[1], 5, sxy)
-    features[:, :, 2:] = image
-    features[:, :, 2:] /= np.float32(srgb)
-    return _normalised(build_lattice(features.reshape(-1, 5)))
+    height, width, _ = image.shape
+    features = _features(height, width, 5, sxy)
+    features[: height * width, 2:] = image.reshape(-1, 3)
+    features[:, 2:] /= np.float32(srgb)
+    return _normalised(build_lattice(features), height * width)
 
 
 def _features(height: int, width: int, dims: int, sxy: float) -> NDArray[np.float32]:
-    features = np.empty((height, width, dims), np.float32)
-    features[:, :, 0] = np.arange(width, dtype=np.float32) / np.float32(sxy)
-    features[:, :, 1] = np.arange(height, dtype=np.float32)[:, None] / np.float32(sxy)
+    """Return the positions, x first, in the first two of `dims` columns, and rows of zeros up to a full pack."""
+    count = height * width
+    features = np.zeros((count + -count % PACK, dims), np.float32)
+    grid = features[:count].reshape(height, width, dims)
+    grid[:, :, 0] = np.arange(width, dtype=np.float32) / np.float32(sxy)
+    grid[:, :, 1] = np.arange(height, dtype=np.float32)[:, None] / np.float32(sxy)
     return features
 
 
-def _normalised(lattice: Lattice) -> Lattice:
-    """Divide the filter by the square roots of its row sums, on both sides."""
-    sums = lattice.filter(np.ones((len(lattice.corners), 1), np.float32))
+def _normalised(lattice: Lattice, count: int) -> Lattice:
+    """Keep the first points, and divide their filter by the square roots of its row sums, on both sides."""
+    lattice = replace(lattice, corners=lattice.corners[:count], weights=lattice.weights[:count])
+    sums = lattice.filter(np.ones((count, 1), np.float32))
     return replace(lattice, weights=lattice.weights / np.sqrt(sums + np.float32(1e-20)))
