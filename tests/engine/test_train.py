@@ -294,5 +294,5 @@ def test_a_broken_checkpoint_is_named(photos, tmp_path):
 
 def test_smoothing():
     y = torch.tensor([[1.0, 0, 0, 0]])
-    torch.testing.assert_close(smooth(y, 0.1, loss="ce"), torch.tensor([[0.925, 0.025, 0.025, 0.025]]))
-    torch.testing.assert_close(smooth(y, 0.1, loss="bce"), torch.tensor([[0.95, 0.05, 0.05, 0.05]]))
+    torch.testing.assert_close(smooth(y, 0.1, multi_label=False), torch.tensor([[0.925, 0.025, 0.025, 0.025]]))
+    torch.testing.assert_close(smooth(y, 0.1, multi_label=True), torch.tensor([[0.95, 0.05, 0.05, 0.05]]))

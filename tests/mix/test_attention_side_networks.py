@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from wsol import mix
+from wsol.errors import ConfigError
 from wsol.mix._label_path import carried
 from wsol.mix._tokens import at_cells
 from wsol.mix.automix import kept_share
@@ -209,6 +210,23 @@ def test_labels_of_patches_are_mixed_as_the_images():
     torch.testing.assert_close(labels, 0.3 * clean + 0.7 * clean[[1, 2, 0]])
 
 
+@pytest.mark.parametrize("inner", ["fmix", "gridmix", "resizemix", "puzzlemix", "rmix", "rmix: {clean: 1.0}"])
+@pytest.mark.parametrize("name", ["transmix", "lumix"])
+def test_labels_over_strategies_that_know_whose_each_pixel_is(name, inner):
+    known, (x, y) = shared("vit"), batch()
+    strategy = mix.create(name, inner=inner)
+    if "clean" in inner:
+        with pytest.raises(ConfigError, match="a loss of its own"):
+            strategy.check(known)
+        return
+    strategy.check(known)
+    context = around(known, strategy, x)
+    mixed = strategy.mix(x, y, strategy.draw(x, np.random.default_rng(5)), context)
+    targets = strategy.relabel(mixed, strategy.forward(mixed, context))
+    torch.testing.assert_close(targets.sum(1), torch.ones(3))
+    assert (targets[y + mixed.y_partner == 0] == 0).all(), "only labels of the two images"
+
+
 def test_kappa_learns():
     known = copy.deepcopy(shared("object_aware"))
     strategy = mix.create("oamixer", inner="none")
@@ -218,6 +236,22 @@ def test_kappa_learns():
     strategy.loss(mixed, strategy.forward(mixed, context), context).backward()
     # the class token, which alone is read of the last block, looks at all patches alike
     assert (known.module.kappa.grad != 0).tolist() == [True, True, False]
+
+
+@pytest.mark.parametrize(("kernel", "expected"), [("exp", [0.0, 3.0, 0.5]), ("minus", [0.0, 1.0, 0.5])])
+def test_kappa_can_learn_again_after_a_step_too_far(kernel, expected):
+    known = copy.deepcopy(shared("object_aware"))
+    known.module.kernel = kernel
+    strategy = mix.create("oamixer", inner="none")
+    with torch.no_grad():
+        known.module.kappa.copy_(torch.tensor([-1.0, 3.0, 0.5]))
+    x, y = batch("object_aware")
+    context = around(known, strategy, x)
+    strategy.after_step(context)
+    assert known.module.kappa.tolist() == expected
+    mixed = strategy.mix(x, y, {}, context)
+    strategy.loss(mixed, strategy.forward(mixed, context), context).backward()
+    assert (known.module.kappa.grad[:2] != 0).all()
 
 
 def test_the_teacher_of_dynamic_training_stays():

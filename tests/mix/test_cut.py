@@ -186,9 +186,8 @@ def test_gridmix_patch_by_patch(size, lam, cells, area, aspect, place):
     expected = np.zeros(size, dtype=bool)
     for i, j in itertools.product(range(height // cell + 1), range(width // cell + 1)):
         row, column = top + i * cell, left + j * cell
-        if row >= 0 and column >= 0:
-            bottom, right = min(row + patch, top + height), min(column + patch, left + width)
-            expected[row:bottom, column:right] = True
+        bottom, right = min(row + patch, top + height), min(column + patch, left + width)
+        expected[row:bottom, column:right] = True  # below 0 counts from the other border, as in OpenMixup's code
     assert np.array_equal(grid(size, lam, cells=cells, area=area, aspect=aspect, place=place), expected)
 
 

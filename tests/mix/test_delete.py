@@ -73,11 +73,20 @@ def test_cutout_by_counting_pixels():
     strategy = mix.create("cutout", holes=2, length=0.5)
     draws = strategy.draw(x, np.random.default_rng(1))
     result = strategy.mix(x, y, draws)
-    half = int(21 * 0.5) // 2
+    half = round(21 * 0.5) // 2
     for image, centres in zip(result.own_mask[:, 0].numpy(), draws["centre"], strict=True):
         for row, column in itertools.product(range(21), range(34)):
             hidden = any(-half <= row - r < half and -half <= column - c < half for r, c in centres)
             assert image[row, column] == (not hidden)
+
+
+@pytest.mark.parametrize(("side", "pixels"), [(32, 8), (44, 30), (45, 26)])
+def test_cutout_of_a_whole_number_of_pixels(side, pixels):
+    """30 / 44 of 44 is a little less than 30 in floating point."""
+    x, y = torch.ones(1, 3, side, side), torch.ones(1, 1)
+    centre = np.array([[[side // 2, side // 2]]])
+    result = mix.create("cutout", length=pixels / side).mix(x, y, {"centre": centre})
+    assert (result.own_mask == 0).sum() == pixels**2
 
 
 @settings(max_examples=50)

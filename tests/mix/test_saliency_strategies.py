@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -132,6 +135,24 @@ def test_snapmix_weighs_each_class():
     both = (1 - 0.3) + 0.6  # class 2 of images 0 and 1
     expected = [[1 - 0.1, 0, 2 * both, 0.8], [0, 0, 1 - 0.5, 1 - 0.7], [0.2, 0, 0.4, 0]]
     torch.testing.assert_close(targets, torch.tensor(expected))
+
+
+def test_every_class_of_an_image_may_be_a_label():
+    classes, labels = positive_classes(torch.ones(2, 3) * 0.9 + 0.05)
+    assert labels.all()
+    assert sorted(classes[0].tolist()) == [0, 1, 2]
+
+
+def test_snapmix_weighs_by_area_where_a_map_is_flat():
+    """The last features of small images are a single cell."""
+    x, y, partner, _ = batch(3, (9, 14), 0)
+    flat = replace(STUB, classifier=copy.copy(STUB.classifier))
+    flat.classifier.to_grid = lambda features, height, width: features.mean((2, 3), keepdim=True)
+    draws = {"lam": 0.5, "lam_partner": 0.3, "centre": (4, 6), "centre_partner": (5, 5), "partner": partner}
+    result = mix.create("snapmix").mix(x, y, draws, flat)
+    assert 0 < result.own_weight[0] < 1
+    weight = result.own_weight[:, None]
+    torch.testing.assert_close(result.targets, weight * y + (1 - weight) * y[partner])
 
 
 def test_smoothed_labels_are_found():
@@ -317,6 +338,13 @@ def test_keepaugment_asks_for_what_its_inner_strategy_needs():
     inner = mix.create("tokenmix")
     assert mix.create("keepaugment", mode="paste", inner="tokenmix").wants() == inner.wants()
     assert mix.create("keepaugment", mode="cut", inner="tokenmix").wants() == frozenset()
+
+
+@pytest.mark.parametrize("inner", ["transmix", "lumix", "smmix", "rmix: {clean: 1.0}"])
+def test_keepaugment_refuses_what_it_would_lose(inner):
+    strategy = mix.create("keepaugment", mode="paste", inner=inner)
+    with pytest.raises(ConfigError, match="labels or a loss of its own"):
+        strategy.check(STUB.classifier)
 
 
 def test_saliency_grafting_by_hand():

@@ -93,6 +93,9 @@ def class_weights(samples: Sequence[Sample], num_classes: int, *, beta: float) -
     return weights.astype(np.float32)
 
 
-def smooth(targets: Tensor, amount: float, *, loss: str) -> Tensor:
-    """Return targets (B, K) moved towards 1 / K ("ce") or towards 0.5 (the others) by a share `amount` in [0, 1)."""
-    return targets * (1.0 - amount) + amount * (1.0 / targets.shape[1] if loss == "ce" else 0.5)
+def smooth(targets: Tensor, amount: float, *, multi_label: bool) -> Tensor:
+    """Return targets (B, K) moved by a share `amount` in [0, 1), as timm does for every loss.
+
+    One label an image moves towards 1 / K, several towards 0.5.
+    """
+    return targets * (1.0 - amount) + amount * (0.5 if multi_label else 1.0 / targets.shape[1])

@@ -129,7 +129,7 @@ class TrainConfig(LoopOptions, DataOptions):
     asl_margin: float = 0.05
     """Probability below which asl gives up on a class that is not there."""
     smoothing: float = 0.0
-    """Label smoothing: towards 1 / classes with ce, towards 0.5 with the others."""
+    """Label smoothing: towards 1 / classes, or towards 0.5 where images hold several classes."""
     img_size: int = 224
     """Side of the network's input in pixels."""
     resize: Literal["crop", "squash"] = "crop"

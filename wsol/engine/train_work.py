@@ -175,7 +175,8 @@ class Work:
 
     def targets(self, batch: Batch) -> Tensor:
         """Return the smoothed targets (B, K)."""
-        return smooth(torch.from_numpy(batch.targets).to(self.device), self.config.smoothing, loss=self.loss_name)
+        targets, multi_label = torch.from_numpy(batch.targets).to(self.device), self.dataset.spec.multi_label
+        return smooth(targets, self.config.smoothing, multi_label=multi_label)
 
     def features(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield what the head reads of the whole images, and the targets, for a linear probe."""

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from wsol.errors import ConfigError, ModelError
 from wsol.mix._compose import OneOf
+from wsol.mix._salient import SalientMix
 from wsol.mix.base import Context, MixStrategy
 from wsol.models.classifier import Classifier
 from wsol.models.taps import evaluating, tap
@@ -103,7 +104,9 @@ def require_plain(strategy: MixStrategy, *, name: str) -> None:
         for part in strategy.parts:
             require_plain(part, name=name)
         return
-    kind = type(strategy)
-    if any(getattr(kind, method) is not getattr(MixStrategy, method) for method in ("forward", "relabel", "loss")):
+    kind, methods = type(strategy), ["forward", "relabel", "loss"]
+    if isinstance(strategy, SalientMix) and strategy.clean == 0:
+        methods.remove("loss")  # it is the plain one
+    if any(getattr(kind, method) is not getattr(MixStrategy, method) for method in methods):
         what = f"cannot be put over {kind.__name__}, which has labels or a loss of its own"
         raise ConfigError(what, where=f"mix '{name}'", hint="put it over cutmix or mixup")

@@ -48,7 +48,7 @@ class Cutout(MixStrategy):
     def mix(self, x: Tensor, y: Tensor, draws: Draws, context: Context | None = None) -> Mixed:
         """Hide the squares; see `MixStrategy.mix` and `delete`."""
         size = (x.shape[2], x.shape[3])
-        side = int(min(size) * self.length)
+        side = round(min(size) * self.length)
         hidden = np.zeros((len(x), *size), dtype=bool)
         for image, centres in zip(hidden, draws["centre"].tolist(), strict=True):
             for row, column in centres:

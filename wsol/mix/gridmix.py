@@ -94,8 +94,8 @@ def grid(
         lam: Share of the own image in a cell, in [0, 1).
         cells: Cells along a row; fewer where a cell would be less than 2 pixels wide.
         area: Area of the rectangle as a share of the image's.
-        aspect: Its height by its width. It may reach beyond the image; patches that begin above or left of it are
-            left out.
+        aspect: Its height by its width. It may reach beyond the image; rows and columns below 0 then count from the
+            opposite border, so that most patches that begin there are left out, as in OpenMixup's code.
         place: Where the rectangle lies between the two borders, (down, right) in [0, 1).
     """
     width = int(math.sqrt(int(size[0] * size[1] * area) / aspect))
@@ -113,5 +113,7 @@ def grid(
 
 
 def _stripes(side: int, extent: int, start: int, cell: int, patch: int) -> NDArray[np.bool_]:
-    at = np.arange(side) - start
-    return (at >= 0) & (at < extent) & (at % cell < patch) & (start + at // cell * cell >= 0)
+    line = np.zeros(side, dtype=bool)
+    for begin in range(start, start + extent, cell):
+        line[begin : min(begin + patch, start + extent)] = True
+    return line

@@ -73,7 +73,10 @@ class KeepAugment(MixStrategy):
         return {"corners": generator.random((len(x), TRIES, 2)), "inner": self.strategy.draw(x, generator)}
 
     def check(self, classifier: Classifier) -> None:
-        """Refuse what the inner strategy refuses."""
+        """Refuse inner strategies with labels or a loss of their own, and what those refuse."""
+        from wsol.mix._tokens import require_plain
+
+        require_plain(self.strategy, name="keepaugment")
         self.strategy.check(classifier)
 
     def own(self, classifier: Classifier) -> nn.Module | None:

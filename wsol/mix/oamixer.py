@@ -76,6 +76,11 @@ class OAMixerTraining(Over):
         known = {item.name: getattr(mixed, item.name) for item in fields(Mixed)}
         return PatchLabelled(**known, patch_labels=share * labels + (1 - share) * labels[mixed.partner])
 
+    def after_step(self, context: Context) -> None:
+        """Bring kappa back into its range, beyond which it has no gradient; update the state of the inner strategy."""
+        context.classifier.module.clamp_kappa()
+        super().after_step(context)
+
     def forward(self, mixed: Mixed, context: Context) -> Output:
         """Run the network on the mixed images with the labels of their patches."""
         with context.classifier.module.labelled(cast(PatchLabelled, mixed).patch_labels):

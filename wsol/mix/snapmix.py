@@ -6,7 +6,8 @@ box is resized (bilinear, corners aligned) into the own one. The class activatio
 last features weighed by the linear layer, plus bias), enlarged, minus its minimum and divided by its sum, says how much
 of the class a box holds. The own label weighs 1 - share(own map, own box), the partner's share(partner's map, partner's
 box). These do not sum to 1, by design. Where both images have the same label, each of the two weights becomes the sum
-of both, as in the authors' code. Nothing is mixed when a box is empty.
+of both, as in the authors' code. Nothing is mixed when a box is empty; a label whose map is flat, for example a single
+cell, is weighed by the area.
 
 With several labels an image, each class is weighed by its own map, labels that are only smoothing by the area, and
 targets for sigmoids end at 1. Networks that do not pool their last features into a linear layer, such as transformers
@@ -88,6 +89,7 @@ class SnapMix(MixStrategy):
             return blend(x, y, y.new_ones((1, 1, 1, 1)), partner)
         classes, labels = positive_classes(y)
         maps = class_maps(context, x, classes, batch_stats=True)
+        labels = labels & (maps.amax((2, 3)) > maps.amin((2, 3)))  # a flat map says nothing: by area
         shares = torch.stack([inside(percent_map(maps[:, k], size), own, other) for k in range(maps.shape[1])], 1)
         result = paste(x, y, own, other, partner)
         covered = area(own) / (size[0] * size[1])
@@ -140,7 +142,7 @@ def percent_map(maps: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def positive_classes(y: Tensor) -> tuple[Tensor, Tensor]:
-    """Find the labels of each image, smoothed or not: targets above the middle between the row's ends.
+    """Find the labels of each image, smoothed or not; see `_tokens.present`.
 
     Args:
         y: Float (B, K).
@@ -148,8 +150,9 @@ def positive_classes(y: Tensor) -> tuple[Tensor, Tensor]:
     Returns:
         int64 (B, K') classes, K' the most that an image has and at least 1, and bool (B, K') which of them are labels.
     """
-    middle = (y.amax(1, keepdim=True) + y.amin(1, keepdim=True)) / 2
-    labels = y > middle
+    from wsol.mix._tokens import present
+
+    labels = present(y) > 0
     most = max(int(labels.sum(1).max()), 1)
     order = labels.to(y.dtype).topk(most, dim=1).indices
     return order, labels.gather(1, order)

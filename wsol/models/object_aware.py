@@ -80,6 +80,11 @@ class ObjectAware(Wrapped):
             tokens = self.base.forward_features(x)
         return tokens
 
+    @torch.no_grad()
+    def clamp_kappa(self) -> None:
+        """Bring kappa back into its range, after each step of an optimizer: beyond it there is no gradient."""
+        self.kappa.clamp_(0, 1 if self.kernel == "minus" else None)
+
     def similarity(self, block: int, apart: Tensor) -> Tensor:
         """Return M (B, N, N) of a block, from distances (B, N, N)."""
         kappa = self.kappa[block]

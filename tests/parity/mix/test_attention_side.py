@@ -59,7 +59,7 @@ def test_transmix(golden, case):
     close(mixed.targets, arrays["target_area"])
     close(mixed.y_partner, arrays["y2"])
     side = int(arrays["attn"].shape[1] ** 0.5)
-    output = Output(logits=torch.zeros(4, CLASSES), attention=torch.from_numpy(arrays["attn"]), grid=(side, side))
+    output = Output(logits=torch.zeros_like(y), attention=torch.from_numpy(arrays["attn"]), grid=(side, side))
     close(strategy.relabel(mixed, output), arrays["target_transmix"])
 
 
@@ -98,9 +98,10 @@ def test_random_mask_of_tokenmix(golden):
 
 def test_tokenmix(golden):
     arrays = load(golden, "tokenmix_full_0")
-    x = torch.randn(4, 3, 224, 224, generator=torch.Generator().manual_seed(int(arrays["x_seed"])))
+    count = len(arrays["hard_label"])
+    x = torch.randn(count, 3, 224, 224, generator=torch.Generator().manual_seed(int(arrays["x_seed"])))
     context = Context(Grid(16), F.cross_entropy, label_maps=torch.from_numpy(arrays["label_map"]))
-    draws = {"blocks": as_blocks(arrays), "partner": np.arange(4)[::-1].copy()}
+    draws = {"blocks": as_blocks(arrays), "partner": np.arange(count)[::-1].copy()}
     mixed = mix.create("tokenmix", maps="teacher").mix(x, smoothed(arrays["hard_label"]), draws, context)
     close(mixed.targets, arrays["target"])
     close(mixed.images.mean((1, 2, 3)), arrays["mixed_mean"], atol=1e-6)
@@ -113,11 +114,12 @@ def test_windows_of_smmix(golden, case):
     x, y = torch.from_numpy(arrays["x"]), smoothed(arrays["y"])
     window = tuple(arrays["rect"].tolist())
     partner = np.arange(len(x))[::-1].copy()
-    images, own = paste_windows(x, torch.from_numpy(arrays["attn"]).view(-1, 14, 14), partner, window)
+    side = int(arrays["attn"].shape[1] ** 0.5)
+    images, own = paste_windows(x, torch.from_numpy(arrays["attn"]).view(-1, side, side), partner, window)
     assert np.array_equal(images.numpy(), arrays["mixed"])
     assert np.array_equal(own.flatten(1).numpy(), arrays["target_mask"])
     assert np.array_equal(~own.flatten(1).numpy(), arrays["source_mask"])
-    weight = 1 - window[0] * window[1] / 196
+    weight = 1 - window[0] * window[1] / side**2
     assert weight == pytest.approx(float(arrays["lam"]))
     close(y * weight + y[partner] * (1 - weight), arrays["mixed_target"])
     close(y, arrays["target_target"])
@@ -128,7 +130,9 @@ def test_mixed_tokens_of_tl_align(golden):
     arrays = load(golden, "tlalign_mix_0")
     x, y = torch.from_numpy(arrays["x"]), smoothed(arrays["y"])
     lam, row, column = (arrays[f"draw_00{at}"] for at in (1, 2, 3))
-    draws = {"lam": float(lam), "centre": (int(row) / 8, int(column) / 8), "partner": np.arange(len(x))[::-1].copy()}
+    rows, columns = (side // 8 for side in x.shape[2:])
+    centre = (int(row) + 0.5) / rows, (int(column) + 0.5) / columns
+    draws = {"lam": float(lam), "centre": centre, "partner": np.arange(len(x))[::-1].copy()}
     mixed = mix.create("tl_align").mix(x, y, draws, Context(Grid(8), F.cross_entropy))
     assert np.array_equal(mixed.images.numpy(), arrays["mixed"])
     close(mixed.targets, arrays["label_embed"][:, 0])
@@ -155,10 +159,11 @@ def test_masks_of_automix(golden, variant):
     names = {"value.weight": "value.weight", "value.bias": "value.bias"}
     names |= {f"query.{part}": f"query.conv.{part}" for part in ("weight", "bias")}
     block.load_state_dict({ours: torch.from_numpy(arrays[f"w__{theirs}"]) for ours, theirs in names.items()})
-    mask = to_pixels(block(features, features[order], lam), (64, 64))
+    size = arrays["mask"].shape[2:]
+    mask = to_pixels(block(features, features[order], lam), size)
     close(mask[:, 0], arrays["mask"][:, 1])
     close(area_loss(mask, lam), arrays["mask_loss_L1"])
-    x = torch.randn(4, 3, 64, 64, generator=torch.Generator().manual_seed(int(arrays["x_seed"])))
+    x = torch.randn(len(order), 3, *size, generator=torch.Generator().manual_seed(int(arrays["x_seed"])))
     images = x * (1 - mask) + x[order] * mask
     close(images[:, :, ::8, ::8], arrays["mixed_small"])
 
@@ -168,7 +173,8 @@ class Seen(nn.Module):
 
     def __init__(self, arrays):
         super().__init__()
-        self.layers = nn.Sequential(nn.Flatten(), nn.Linear(192, 16), nn.GELU(), nn.Linear(16, CLASSES))
+        hidden, inputs = arrays["w__1.weight"].shape
+        self.layers = nn.Sequential(nn.Flatten(), nn.Linear(inputs, hidden), nn.GELU(), nn.Linear(hidden, CLASSES))
         self.layers.load_state_dict(
             {name[3:]: torch.from_numpy(item) for name, item in arrays.items() if name.startswith("w__")}
         )

@@ -84,7 +84,7 @@ def test_boxes_between_two_sizes(golden, version, mode):
 
 
 def check_timm(arrays, mode, version, draws, **options):
-    x, y = torch.from_numpy(arrays["x"]), smooth(one_hot(arrays["y"]), 0.1, loss="ce")
+    x, y = torch.from_numpy(arrays["x"]), smooth(one_hot(arrays["y"]), 0.1, multi_label=False)
     rule = "timm" if version == "timm1031" else "clovaai"
     draws = {**draws, "partner": np.arange(len(x))[::-1].copy()}
     result = mix.create("cutmix", partner="flip", box=rule, mode=mode, **options).mix(x, y, draws)
@@ -97,7 +97,7 @@ def test_switch_of_timm(golden, name):
     arrays, draws = load(golden, name)
     multi_label = name.endswith("multilabel")
     y = torch.from_numpy(arrays["y"]) if multi_label else one_hot(arrays["y"])
-    y, x = smooth(y, 0.1, loss="bce" if multi_label else "ce"), torch.from_numpy(arrays["x"])
+    y, x = smooth(y, 0.1, multi_label=multi_label), torch.from_numpy(arrays["x"])
     lam, row, column = draws[-3:]
     given = {"lam": float(lam), "centre": (int(row), int(column)), "partner": np.arange(len(x))[::-1].copy()}
     result = mix.create("cutmix", partner="flip", box="timm").mix(x, y, given)
@@ -196,7 +196,7 @@ def test_timm_that_switches_by_image(golden, mode):
     if mode == "pair":
         both = [np.concatenate([values, values[::-1]]) for values in both]
     cut, lam, centre, cuts = both
-    x, y = torch.from_numpy(arrays["x"]), smooth(one_hot(arrays["y"]), 0.1, loss="ce")
+    x, y = torch.from_numpy(arrays["x"]), smooth(one_hot(arrays["y"]), 0.1, multi_label=False)
     flip, cuts = np.arange(len(x))[::-1].copy(), torch.from_numpy(cuts)
     pasted = mix.create("cutmix", mode=mode).mix(x, y, {"lam": cut, "centre": centre, "partner": flip})
     added = mix.create("mixup", mode=mode).mix(x, y, {"lam": lam, "partner": flip})

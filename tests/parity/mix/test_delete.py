@@ -28,13 +28,14 @@ def hidden_by(name, x, draws, **options):
 
 def test_cutout(golden):
     arrays, draws = load(golden, "cutout")
-    centres = np.array(draws, dtype=int).reshape(1, 2, 2)
-    out = hidden_by("cutout", arrays["x"], {"centre": centres}, holes=2, length=9 / 32)
+    centres = np.array(draws, dtype=int).reshape(1, -1, 2)
+    length = 9 / min(arrays["x"].shape[1:])
+    out = hidden_by("cutout", arrays["x"], {"centre": centres}, holes=centres.shape[1], length=length)
     assert np.array_equal(out, arrays["out"])
 
 
 def test_random_erasing(golden):
-    arrays, (_, share, aspect, top, left) = load(golden, "random_erasing")
+    arrays, (_, *_, share, aspect, top, left) = load(golden, "random_erasing")  # the last try is the one that fits
     height, width = erased_sides(arrays["x"].shape[1:], float(share), float(aspect))
     box = (int(top), int(left), int(top) + height, int(left) + width)
     mean = np.array([0.4914, 0.4822, 0.4465], dtype=np.float32)[None, :, None, None]
@@ -44,8 +45,9 @@ def test_random_erasing(golden):
 
 def test_hide_and_seek(golden):
     arrays, draws = load(golden, "has_clovaai")
-    hidden = np.array(draws).reshape(2, 4, 4) <= 0.5
-    out = hidden_by("hide_and_seek", arrays["x"], {"cell": np.array([8, 8]), "hidden": list(hidden)})
+    count, _, height, width = arrays["x"].shape
+    hidden = np.array(draws).reshape(count, -(-height // 8), -(-width // 8)) <= 0.5
+    out = hidden_by("hide_and_seek", arrays["x"], {"cell": np.full(count, 8), "hidden": list(hidden)})
     assert np.array_equal(out, arrays["out"])
 
 

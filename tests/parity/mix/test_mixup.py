@@ -39,7 +39,7 @@ def test_mixup(golden):
 @pytest.mark.parametrize("mode", ["batch", "pair", "elem"])
 def test_mixup_of_timm(golden, version, mode):
     arrays, draws = load(golden, f"{version}_{mode}_mixup")
-    x, y = torch.from_numpy(arrays["x"]), smooth(one_hot(arrays["y"]), 0.1, loss="ce")
+    x, y = torch.from_numpy(arrays["x"]), smooth(one_hot(arrays["y"]), 0.1, multi_label=False)
     lam = draws[1] if mode == "batch" else draws[0]
     if mode == "pair":
         lam = np.concatenate([lam, lam[::-1]])
