@@ -1,4 +1,4 @@
-"""Faults other than kills: a full disk, a file system that turns read-only, a clock that jumps, two jobs on a folder.
+"""Faults of places: a full disk, a file system that turns read-only, a clock that jumps, two jobs on a folder.
 
 Each scene returns what went wrong, or an empty text.
 """
@@ -14,12 +14,13 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from _faults import Child, Job, results, start
+from _fault_ray import ray_cluster
+from _faults import Child, Job, calm, results, start
 
 
 def full_disk(job: Job, place: Path) -> str:
     """Run on a disk of 64 KiB, then make room and run again."""
-    wanted = _calm(job, place)
+    wanted = calm(job, place)
     disk = place / "disk"
     disk.mkdir()
     command = job.commands(disk / "run")[0]
@@ -41,7 +42,7 @@ def full_disk(job: Job, place: Path) -> str:
 
 def read_only(job: Job, place: Path) -> str:
     """Let the folder of the results turn read-only while the job runs, and start one there."""
-    wanted = _calm(job, place)
+    wanted = calm(job, place)
     run = place / "run"
     child = start(job.commands(run)[0], place)
     while not list(run.glob("maps/*/*.npz")) and child.poll() is None:
@@ -61,7 +62,7 @@ def read_only(job: Job, place: Path) -> str:
 
 def clock_jumps(job: Job, place: Path) -> str:
     """Kill and restart a job whose clock jumps, and shuffle the times of its files in between."""
-    wanted, rng = _calm(job, place), random.Random(0)
+    wanted, rng = calm(job, place), random.Random(0)
     for _ in range(5):
         child = start(job.commands(place / "run")[0], place, jump=rng.uniform(-1e9, 1e6))
         time.sleep(rng.uniform(0.1, 0.3))
@@ -74,7 +75,7 @@ def clock_jumps(job: Job, place: Path) -> str:
 
 def two_jobs(job: Job, place: Path) -> str:
     """Start a second job on a folder in use, kill the first, and start a third at once."""
-    wanted, run = _calm(job, place), place / "run"
+    wanted, run = calm(job, place), place / "run"
     (command,) = job.commands(run)
     first = start(command, place)
     while not (run / "dataset.yaml").is_file() and first.poll() is None:
@@ -93,13 +94,8 @@ SCENES: dict[str, Callable[[Job, Path], str]] = {
     "read-only": read_only,
     "clock jumps": clock_jumps,
     "two jobs": two_jobs,
+    "ray cluster": ray_cluster,
 }
-
-
-def _calm(job: Job, place: Path) -> dict[str, bytes]:
-    place.mkdir(parents=True)
-    start(job.commands(place / "calm")[0], place).wait()
-    return results(job.verb, place / "calm")
 
 
 def _refused(child: Child, words: str) -> str:

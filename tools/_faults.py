@@ -246,6 +246,18 @@ def torn(verb: str, run: Path) -> int:
     return bad
 
 
+def stray(run: Path) -> int:
+    """Return how many temporary files lie in a run folder."""
+    return sum(1 for _ in run.rglob(".tmp-*"))
+
+
+def calm(job: Job, place: Path) -> dict[str, bytes]:
+    """Run a job that nobody disturbs and return its files."""
+    place.mkdir(parents=True)
+    start(job.commands(place / "calm")[0], place).wait()
+    return results(job.verb, place / "calm")
+
+
 def finished_files(verb: str, run: Path) -> dict[Path, tuple[int, int]]:
     """Return inode and time of every file that a manifest calls done."""
     place = {"cam": map_path, "refine": mask_path}.get(verb)

@@ -1,4 +1,4 @@
-"""The fault suite: kills at random moments, and disks, clocks and neighbours that misbehave.
+"""The fault suite: kills at random moments, and disks, clocks, neighbours and clusters that misbehave.
 
 Each job is started, killed with SIGKILL after a random time, and started again until it ends by itself. Then its
 folder must hold the same files as that of an undisturbed run, bit for bit; no finished file may have been written
@@ -21,7 +21,7 @@ from pathlib import Path
 os.environ["OMP_NUM_THREADS"] = "1"
 
 from _fault_scenes import SCENES
-from _faults import PHOTOS, Job, finished_files, make_inputs, results, start, torn
+from _faults import PHOTOS, Job, finished_files, make_inputs, results, start, stray, torn
 
 _SHARE = {"cam, new process": 0.03, "refine, 2 processes": 0.03, "cam, 2 workers": 0.1, "train, 2 workers": 0.1}
 
@@ -37,6 +37,7 @@ class Row:
         lost: Result files missing at the end.
         torn: Files that do not read whole.
         differing: Files of other bytes than without kills, or that no such run has.
+        stray: Temporary files that are left.
         rewritten: Finished files that were written again.
         again: Most photos opened a second time for one kill, in the mean of an episode.
         over: Episodes that opened more than what was in flight.
@@ -49,6 +50,7 @@ class Row:
     lost: int = 0
     torn: int = 0
     differing: int = 0
+    stray: int = 0
     rewritten: int = 0
     again: float = 0.0
     over: int = 0
@@ -57,7 +59,8 @@ class Row:
     @property
     def clean(self) -> bool:
         """Whether nothing went wrong."""
-        return not (self.lost or self.torn or self.differing or self.rewritten or self.over or self.stuck)
+        wrong = self.lost, self.torn, self.differing, self.stray, self.rewritten, self.over, self.stuck
+        return not any(wrong)
 
 
 def main() -> int:
@@ -152,6 +155,7 @@ def disturb(job: Job, goal: int, place: Path, rng: random.Random) -> Row:
             row.rewritten += sum(before[path] != now.get(path) for path in before)
             before = now
         row.episodes += 1
+        row.stray += stray(run)
         for child in started:  # only now: orphans of a killed driver must not stand in the way of the next one
             child.sweep()
         opened = sum(_opened(child.opened) for child in started)

@@ -1,8 +1,12 @@
 from __future__ import annotations
 
+import io
 import json
+import tarfile
 import time
 
+import cv2
+import numpy as np
 import pytest
 
 from wsol import data
@@ -81,3 +85,27 @@ def test_table_json_and_what_was_written(scenes, trained, tmp_path, capsys):
         assert row["stored_bytes"] == pytest.approx(sum(sizes) / 5)
     with pytest.raises(StoreError, match="not empty"):
         bench.bench_io(BenchIoConfig(data="synthetic", root=scenes, checkpoint=str(trained), out=out))
+
+
+def test_photos_in_a_tar_and_results_in_shards(tmp_path, checkpoint, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    rng = np.random.default_rng(0)
+    with tarfile.open(tmp_path / "train.tar", "w") as archive:
+        for at in range(5):
+            image = cv2.imencode(".png", rng.integers(0, 255, (41, 53, 3), np.uint8))[1].tobytes()
+            member = tarfile.TarInfo(f"{('cat', 'dog')[at % 2]}/{at}.png")
+            member.size = len(image)
+            archive.addfile(member, io.BytesIO(image))
+    config = BenchIoConfig(
+        data="tar", root=tmp_path, checkpoint=str(checkpoint), img_size=64, batch_size=2, workers=1, device="cpu",
+        out=tmp_path / "out", refiner="threshold", store="shards",
+    )  # fmt: skip
+    cam, refine = bench.bench_io(config)
+    assert cam.stages["read"] > 0
+    assert list(cam.lanes) == ["read+input", "model", "write"]
+    assert list(refine.lanes) == ["read+refine+write", "pack"]
+    assert refine.stages["pack"] > 0
+    for job, kind in ((cam, "maps"), (refine, "masks")):
+        (shard,) = (path for path in (config.out / kind / kind).rglob("*") if path.is_file())
+        assert shard.name == "000-of-001-00000-0.tar"
+        assert job.stored == shard.stat().st_size / 5

@@ -16,6 +16,8 @@ from wsol.engine.options import CamConfig
 from wsol.engine.ray_pool import run_on_ray
 from wsol.engine.refine_options import RefineConfig
 from wsol.errors import ConfigError, DataError
+from wsol.store import shards
+from wsol.store.lock import hold
 from wsol.store.manifest import read_rows
 
 SIZES = [(61, 83), (83, 61), (50, 50), (97, 33)]
@@ -97,6 +99,23 @@ def contents(run, kind):
     return {path.relative_to(run).as_posix(): path.read_bytes() for path in sorted((run / kind).rglob("*.*"))}
 
 
+def any_node(cluster):
+    return sorted(cluster.worker_nodes, key=lambda node: node.unique_id)[0]
+
+
+def when_rows(run, count, act):
+    """Act as soon as a run has this many rows, in a thread."""
+
+    def wait():
+        while len(read_rows(run)) < count:
+            time.sleep(0.001)
+        act()
+
+    thread = threading.Thread(target=wait)
+    thread.start()
+    return thread
+
+
 def give_up(item, reason):
     return reason
 
@@ -162,17 +181,57 @@ def test_maps_and_masks_are_those_of_one_process(cluster, job, plain, tmp_path, 
     assert len(contents(tmp_path / "ray", "masks")) == 23
 
 
+@pytest.fixture
+def packed(job, tmp_path, monkeypatch):
+    """Maps and masks in several shards each, made by one process."""
+    monkeypatch.setattr(shards, "STRETCH", 7)
+    make_maps(CamConfig(**job, out=tmp_path / "one-maps", store="shards"))
+    make_masks(RefineConfig(**refining(tmp_path / "one-maps"), out=tmp_path / "one-masks"))
+    return tmp_path
+
+
+def refining(maps):
+    return {
+        "maps": maps, "method": "densecrf", "confidence": True, "scores": True, "store": "shards", "workers": 0,
+        "quiet": True,
+    }  # fmt: skip
+
+
+@pytest.mark.slow
+def test_shards_are_those_of_one_process(cluster, job, packed):
+    for name in ("maps", "masks"):
+        if name == "maps":
+            outcome = make_maps(
+                CamConfig(**job | {"workers": 2}, out=packed / "ray-maps", engine="ray", store="shards")
+            )
+        else:
+            config = RefineConfig(**refining(packed / "ray-maps"), out=packed / "ray-masks", engine="ray")
+            outcome = make_masks(config)
+        assert (outcome.done, list(outcome.failures)) == (23, ["cat/10.png"])
+        for kind in shards.KINDS if name == "masks" else ("maps",):
+            found = contents(packed / f"ray-{name}", kind)
+            assert list(found) == [f"{kind}/000-of-001-0000{at}-0.tar" for at in range(4)]
+            assert found == contents(packed / f"one-{name}", kind)
+
+
+@pytest.mark.slow
+def test_shards_survive_a_node_that_dies_while_masks_are_made(cluster, packed):
+    run, node = packed / "ray-masks", any_node(cluster)
+    killer = when_rows(run, 4, lambda: cluster.remove_node(node, allow_graceful=False))
+    outcome = make_masks(RefineConfig(**refining(packed / "one-maps"), out=run, engine="ray"))
+    killer.join()
+    cluster.add_node(**NODE)
+    assert (outcome.done, list(outcome.failures)) == (23, ["cat/10.png"])
+    for kind in shards.KINDS:
+        assert contents(run, kind) == contents(packed / "one-masks", kind)
+    hold(run).close()  # what the dead actor was writing goes
+    assert not list(run.rglob(".tmp-*"))
+
+
 @pytest.mark.slow
 def test_a_node_that_dies_midway_costs_no_image(cluster, job, plain, tmp_path):
-    run, node = tmp_path / "maps", sorted(cluster.worker_nodes, key=lambda node: node.unique_id)[0]
-
-    def kill():
-        while len(read_rows(run)) < 4:
-            time.sleep(0.001)
-        cluster.remove_node(node, allow_graceful=False)
-
-    killer = threading.Thread(target=kill)
-    killer.start()
+    run, node = tmp_path / "maps", any_node(cluster)
+    killer = when_rows(run, 4, lambda: cluster.remove_node(node, allow_graceful=False))
     outcome = make_maps(CamConfig(**job, out=run, engine="ray"))
     killer.join()
     cluster.add_node(**NODE)

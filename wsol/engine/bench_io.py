@@ -9,6 +9,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import torch
 
@@ -25,7 +26,7 @@ from wsol.engine.refine_image import read_pair, refine_pair, write_result
 from wsol.engine.refine_options import RefineConfig
 from wsol.errors import DataError
 from wsol.store.atomic import write_text
-from wsol.store.manifest import Manifest, read_rows
+from wsol.store.manifest import Manifest
 from wsol.store.runs import versions
 
 _ADVICE = {
@@ -34,6 +35,7 @@ _ADVICE = {
     "model": "a GPU, --amp, a larger --batch-size, or more devices (--shard i/n, --engine ray)",
     "refine": "more --workers up to the cores, or more machines (--shard i/n, --engine ray)",
     "write": "--store shards or grid, a faster disk, or more processes (--shard i/n)",
+    "pack": "--store files, a faster disk, or more processes (--shard i/n)",
 }
 
 
@@ -151,9 +153,11 @@ def _cam(config: BenchIoConfig, dataset: data.Dataset, device: torch.device) -> 
 def _write(config: BenchIoConfig, made: Sequence[Sequence[Computed]]) -> int:
     run, outcome = replace(config, out=config.out / "maps"), Outcome()
     with Manifest(run.out) as manifest, MapWriter(run, manifest, outcome, set()) as writer:
+        if config.store == "shards":
+            manifest.pack([image.sample.id for computed in made for image in computed], set())
         for computed in made:
             writer.put(computed, {})
-    return sum(row["bytes"] for row in read_rows(run.out).values())
+    return _size(run.out / "maps")
 
 
 def _refine(config: BenchIoConfig, dataset: data.Dataset) -> Job:
@@ -163,7 +167,7 @@ def _refine(config: BenchIoConfig, dataset: data.Dataset) -> Job:
         options=config.refiner_options,
         out=config.out / "masks",
     )
-    classes, clock, stored = len(dataset.spec.classes), _Clock(), 0
+    classes, clock, lanes = len(dataset.spec.classes), _Clock(), {"read+refine+write": _processes(config)}
     refine_pair(*read_pair(dataset.samples[0], run), run, classes)
     for sample in dataset.samples:
         with clock("read"):
@@ -171,8 +175,16 @@ def _refine(config: BenchIoConfig, dataset: data.Dataset) -> Job:
         with clock("refine"):
             mask, refined = refine_pair(maps, image, run, classes)
         with clock("write"):
-            stored += write_result(maps, mask, refined, run, classes)["bytes"]
-    return clock.job("refine", len(dataset), {"read+refine+write": _processes(config)}, stored)
+            write_result(maps, mask, refined, run, classes)
+    if config.store == "shards":  # by the one process that the others report to
+        ids, lanes = [sample.id for sample in dataset.samples], {**lanes, "pack": 1}
+        with clock("pack"), Manifest(run.out) as manifest:
+            manifest.pack(ids, set(ids))
+    return clock.job("refine", len(dataset), lanes, _size(run.out / "masks"))
+
+
+def _size(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
 def _processes(config: BenchIoConfig) -> int:

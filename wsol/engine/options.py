@@ -66,7 +66,8 @@ class CamConfig(JobOptions):
     output_stride: int | None = None
     """8 or 16: dilate a CNN for maps of twice or four times the side, with the same weights."""
     scales: tuple[float, ...] = (1.0,)
-    """Input sizes, as factors of img_size; the maps are summed, without negative evidence where --normalize drops it."""
+    """Input sizes, as factors of img_size; the maps are summed, where --normalize drops negative evidence
+    without it."""
     flip: bool = False
     """Add the maps of the mirrored image."""
     normalize: Literal["auto", "relu", "minmax"] = "auto"

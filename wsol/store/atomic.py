@@ -1,16 +1,22 @@
-"""Write a file whole or not at all."""
+"""Write a file whole or not at all, and clear away what killed writers left."""
 
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
+import platform
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from functools import lru_cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import BinaryIO
 
 from wsol.errors import StoreError
+
+_TEMPORARY = re.compile(r"\.tmp-(?:(?P<machine>[0-9a-f]{8})-)?(?P<pid>\d+)-.+", re.DOTALL)
+_DAY = 86400.0
 
 
 @contextmanager
@@ -21,13 +27,13 @@ def atomic_write(path: Path, *, durable: bool = False) -> Iterator[BinaryIO]:
         path: The file; its folder is made where it is missing.
         durable: Also survive a power cut (fsync): for checkpoints, which nothing can check and redo.
 
-    The name carries the process id, so that two writers never share one. A crash leaves at most a `.tmp-*`
-    file; it is never read.
+    The name carries machine and process, so that two writers never share one. A crash leaves at most a `.tmp-*`
+    file; it is never read, and the next job in the folder removes it.
 
     Raises:
         StoreError: When the folder cannot be written to or the disk is full.
     """
-    temporary = path.with_name(f".tmp-{os.getpid()}-{path.name}")
+    temporary = path.with_name(f".tmp-{_machine()}-{os.getpid()}-{path.name}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with temporary.open("wb") as stream:
@@ -41,6 +47,53 @@ def atomic_write(path: Path, *, durable: bool = False) -> Iterator[BinaryIO]:
     finally:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+def remove_stale(folder: Path, now: float) -> None:
+    """Remove the temporary files below a folder whose writers are dead; links are not followed.
+
+    A process of this machine is dead when it runs no more; one of another machine, when it has not touched its file
+    for a day. So jobs that write side by side, here or elsewhere, keep theirs.
+
+    Args:
+        folder: Run folder.
+        now: Time in seconds by the clock that stamps its files.
+    """
+    folders = [os.fspath(folder)]
+    while folders:
+        with suppress(OSError), os.scandir(folders.pop()) as items:  # one at a time: a folder may hold millions
+            for item in items:
+                if item.is_dir(follow_symlinks=False):
+                    folders.append(item.path)
+                elif (writer := _TEMPORARY.fullmatch(item.name)) is not None:
+                    here = writer["machine"] == _machine()
+                    with suppress(OSError):
+                        if (here and not _runs(int(writer["pid"]))) or now - item.stat().st_mtime > _DAY:
+                            Path(item.path).unlink()
+
+
+@cache
+def _machine() -> str:
+    """Name what process ids are counted in: a machine, or a container of one (they may share its name)."""
+    with suppress(OSError):
+        return _short(f"{platform.node()} {Path('/proc/self/ns/pid').stat().st_ino}")
+    return _short(platform.node())
+
+
+def _short(text: str) -> str:
+    return hashlib.blake2b(text.encode(), digest_size=4).hexdigest()
+
+
+def _runs(pid: int) -> bool:
+    if os.name == "nt":  # there, signal 0 is no question
+        return True
+    try:
+        os.kill(pid, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        return True
+    return True
 
 
 @lru_cache(maxsize=4096)

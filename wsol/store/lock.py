@@ -5,10 +5,12 @@ from __future__ import annotations
 import errno
 import os
 import weakref
+from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO
 
 from wsol.errors import StoreError
+from wsol.store.atomic import remove_stale
 
 try:
     import fcntl
@@ -24,6 +26,7 @@ def hold(run: Path, *, shard: tuple[int, int] = (0, 1), alone: bool = False) -> 
 
     Shards of one count may work side by side; the same shard twice, or shards of different counts, would do the
     same images twice. The lock is flock's: nothing stays behind after kill -9, and the empty file means nothing.
+    Temporary files that dead writers left in the folder are removed.
 
     Args:
         run: Run folder; made where it is missing.
@@ -43,14 +46,17 @@ def hold(run: Path, *, shard: tuple[int, int] = (0, 1), alone: bool = False) -> 
     except OSError as error:
         hint = "check that the folder exists and may be written to, or give another --out"
         raise StoreError(f"cannot write: {error.strerror or error}", where=run, hint=hint) from error
-    if not _take(stream, own, exclusive=True):
-        return None
-    _HELD.add(stream)
-    for other in sorted(run.glob(".lock-*-of-*")):
-        if other != own and (alone or not other.name.endswith(own.name[-7:])):
-            with other.open("rb") as probe:
-                _take(probe, other, exclusive=False)
-    return stream
+    locked = _take(stream, own, exclusive=True)
+    if locked:
+        _HELD.add(stream)
+        for other in sorted(run.glob(".lock-*-of-*")):
+            if other != own and (alone or not other.name.endswith(own.name[-7:])):
+                with other.open("rb") as probe:
+                    _take(probe, other, exclusive=False)
+    with suppress(OSError):
+        os.utime(own)  # the clock of the file system, which may be another machine's
+        remove_stale(run, own.stat().st_mtime)
+    return stream if locked else None
 
 
 def _take(stream: BinaryIO, path: Path, *, exclusive: bool) -> bool:
