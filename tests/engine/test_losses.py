@@ -48,10 +48,11 @@ def test_asymmetric_loss_without_focus_is_bce_and_linear_in_the_targets():
     torch.testing.assert_close(mixed, 0.3 * asymmetric_loss(logits, targets) + 0.7 * asymmetric_loss(logits, other))
 
 
-def test_extreme_logits_have_finite_gradients():
+@pytest.mark.parametrize("gamma", [(0.0, 4.0), (0.5, 0.5)])
+def test_extreme_logits_have_finite_gradients(gamma):
     logits = torch.tensor([[200.0, -200.0, 0.0]], requires_grad=True)
     for targets in (torch.zeros(1, 3), torch.ones(1, 3)):
-        (gradient,) = torch.autograd.grad(asymmetric_loss(logits, targets), logits)
+        (gradient,) = torch.autograd.grad(asymmetric_loss(logits, targets, gamma=gamma), logits)
         assert torch.isfinite(gradient).all()
 
 

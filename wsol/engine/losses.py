@@ -16,6 +16,7 @@ from wsol.errors import ConfigError
 from wsol.schema import Sample
 
 Criterion = Callable[[Tensor, Tensor], Tensor]
+_TINY = 1e-8
 
 
 def loss_name(config: TrainConfig, *, multi_label: bool) -> str:
@@ -68,8 +69,8 @@ def asymmetric_loss(
     """
     p = torch.sigmoid(logits)
     q = (p - margin).clamp(min=0)
-    there = F.logsigmoid(logits) * (1 - p) ** gamma[0]
-    away = torch.log1p(-q.clamp(max=1 - 1e-6)) * q ** gamma[1]
+    there = F.logsigmoid(logits) * (1 - p).clamp(min=_TINY) ** gamma[0]  # a root has no gradient at 0
+    away = torch.log1p(-q.clamp(max=1 - 1e-6)) * q.clamp(min=_TINY) ** gamma[1]
     loss = -(targets * there + (1 - targets) * away)
     return (loss if weights is None else loss * weights).mean()
 
