@@ -13,11 +13,13 @@ author = "The wsol authors"
 copyright = "The wsol authors, Apache-2.0"  # noqa: A001 (the name that Sphinx reads)
 version = release = installed("wsol")
 
-extensions = ["myst_parser", "sphinx.ext.mathjax", "notebooks", "reference_pages"]
+extensions = ["myst_parser", "mathml", "notebooks", "reference_pages"]
 exclude_patterns = ["_build"]
 myst_enable_extensions = ["deflist", "dollarmath", "fieldlist"]
 myst_heading_anchors = 3
 html_theme = "furo"
+html_static_path = ["_ext/site.css"]
+html_css_files = ["site.css"]
 html_title = f"wsol {release}"
 html_theme_options = {"navigation_with_keys": True}
 html_show_sphinx = False

@@ -3,7 +3,7 @@
 A line `<!-- wsol: KIND ... -->` in a page is replaced by Markdown when the page is read:
 
 - `methods wsol.cams`: every entry of a registry: docstring, formula, needs and cost (docs/methods/formulas.yaml),
-  picture (`pictures.py`, at build time), rows of docs/results.md, options, BibTeX;
+  pictures (`pictures.py`, at build time; `trained_pictures.py`, committed), rows of docs/results.md, options, BibTeX;
 - `protocols`: the localization protocols of `wsol eval loc`;
 - `commands`: every command of `wsol/cli` with its options.
 """
@@ -29,7 +29,21 @@ import wsol.cli
 from wsol.cli.cite import docstring, papers, registry
 
 _DOCS = Path(__file__).parents[1]
-_PICTURES = _DOCS / "_build/pictures"
+# Folder of pictures to what they show, by room.
+_CAPTIONS = {
+    "_build/pictures": {
+        "wsol.cams": "`tf_efficientnet_lite0` with ImageNet weights: the map of the likeliest class.",
+        "wsol.refine": "The map (layercam, `tf_efficientnet_lite0`) and the refined mask; background score 0.35.",
+        "wsol.mix": "A batch of four photos, mixed.",
+    },
+    "images": {
+        "wsol.cams": "DINOv2 ViT-S/14, fine-tuned for saliency, with a linear probe for the classes of VOC:"
+        " cat, motorbike, person. Red begins at the highest 2 % of the patches.",
+        "wsol.refine": "The map (layercam, `tf_efficientnet_lite0`) and the refined mask, with the network"
+        " of the [results](../results.md#refiners); background score 0.48.",
+        "wsol.mix": "A batch of four photos, mixed by the attention of a DINOv2 ViT-S/14, fine-tuned for saliency.",
+    },
+}
 _MARK = re.compile(r"^<!-- wsol: (.+) -->$", re.MULTILINE)
 _NOT_GIVEN = (dataclasses.MISSING, inspect.Parameter.empty)
 
@@ -112,7 +126,7 @@ def _draw(app: Any) -> None:
     try:
         from pictures import draw  # beside this file; torch takes seconds
 
-        draw(_PICTURES)
+        draw(_DOCS / "_build/pictures")
     except WsolError as error:
         from sphinx.util.logging import getLogger
 
@@ -165,7 +179,7 @@ def measured(name: str, text: str) -> list[str]:
             header = []
         elif not header:
             header = cells
-        elif re.match(rf"(.*, ?)?`?{re.escape(name)}`?(,| \(|$)", cells[0]):
+        elif re.match(rf"(.*, ?|none \()?`?{re.escape(name)}`?(,| \(`|\)|$)", cells[0]):
             values = [f"{title} {value}" for title, value in zip(header[1:], cells[1:], strict=True) if value]
             about = header[0] if len(header[0].split()) > 1 else place
             found.append(f"{about}: {', '.join(values)}")
@@ -173,8 +187,10 @@ def measured(name: str, text: str) -> list[str]:
 
 
 def _shown(package: str, name: str) -> Iterator[str]:
-    if (_PICTURES / package / f"{name}.jpg").is_file():
-        yield f"![{name}](/_build/pictures/{package}/{name}.jpg)"
+    for folder, captions in _CAPTIONS.items():
+        if (_DOCS / folder / package / f"{name}.jpg").is_file():
+            yield f"![{name}](/{folder}/{package}/{name}.jpg)"
+            yield f"*{captions[package]}*"
     if formula := notes().get(name, {}).get("formula"):
         yield f"$$\n{formula}\n$$"
 
@@ -188,8 +204,8 @@ def _facts(package: str, name: str, entry: Any) -> str:
         lines["Extra cost beside one forward and one backward pass"] = made.cost or "none"
         lines["Labels of an image"] = "sum to 1" if made.keeps_label_mass else "need not sum to 1"
     rows = measured(name, (_DOCS / "results.md").read_text(encoding="utf-8")) if name in notes() else []
-    if rows:
-        lines["Measured ([results](../results.md))"] = "; ".join(rows)
+    lines["Measured ([results](../results.md))"] = "; ".join(rows)
+    lines["No figures"], lines["No picture"] = about.get("no_number"), about.get("no_picture")
     return "\n".join(f"- {title}: {text}" for title, text in lines.items() if text)
 
 
@@ -244,6 +260,8 @@ def _default(value: Any) -> str:
         return "required"
     if dataclasses.is_dataclass(value):
         return "its own"
+    if isinstance(value, float):
+        value = float(f"{value:.4g}")
     return "none" if value in (None, "", (), {}) else f"`{value}`"
 
 
