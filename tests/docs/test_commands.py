@@ -1,115 +1,91 @@
-"""Every block of the documentation is used: commands parse, Python compiles, YAML loads, and three guides run.
+"""Every block of the documentation has a reader: commands parse, Python compiles, files that are shown load.
 
-A block that no rule covers is a failure. What a reader has and a test has not (data sets, weights, a GPU) is replaced
-by the tables below, and by nothing else.
+A block or a command that no rule covers is a failure. test_pages_run.py runs the commands.
 """
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import json
 import re
-import shlex
-from pathlib import Path
+import tomllib
 
-import cv2
-import numpy as np
 import pytest
 import yaml
+from doc_pages import FOUND, OTHER_LINES, PAGES, ROOT, SHELL, chain, commands, is_other, split_line
+from doc_rules import NOT_RUN, SMALL, SUBSTITUTES, as_run, is_left_out, small_key
 
 import wsol
 from wsol.cli.main import main
 
-ROOT = Path(__file__).resolve().parents[2]
-PAGES = [ROOT / "README.md", *sorted(path for path in (ROOT / "docs").rglob("*.md") if "_build" not in path.parts)]
-_FENCE = re.compile(r"^```([\w{}-]*)[^\n]*\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-_INDENTED = re.compile(r"^\n(?:    .+\n)+", re.MULTILINE)
-
-# Lines of shell blocks that are no `wsol` command, and why they are not run here.
-OTHER_LINES = {
-    r"make (demo|test|docs|bench|setup|slow)\b.*": "targets of the Makefile, read below",
-    r"(\S*python -m )?pip install .*": "needs an index",
-    r"python docs/_ext/pictures\.py": "the build of the site runs that module",
-    r"git clone .*": "needs a network",
-    r"docker .*": "needs an engine",
-    r"rsync .*": "copies between machines",
-    r"aws .*|gsutil .*": "needs an account",
-}
-# What stands before `wsol` on a line: a launcher or an assignment, which the shell or torch reads.
-LAUNCHERS = r"(?:[A-Z_]+=\S+ )*(?:srun [^w]*|torchrun (?:--[\w-]+[= ]\S+ +)*-m |\.venv/bin/|python -m )?"
-# Languages of blocks that are not commands, and what reads them here.
+# Kinds of blocks that are not commands, and are read below or by the site.
 READERS = {"python", "yaml", "toml", "json", "jsonl", "csv", "mermaid", "{toctree}", "text", "bibtex"}
-
-
-def blocks(path):
-    """Yield (language, text) of the fenced and indented blocks of a page; an indented block has no language."""
-    text = path.read_text(encoding="utf-8")
-    yield from _FENCE.findall(text)
-    for block in _INDENTED.findall(_FENCE.sub("", text)):
-        yield "", re.sub("^    ", "", block.lstrip("\n"), flags=re.M)
-
-
-def lines(language, text):
-    """Return the logical lines of a shell block."""
-    if language == "console":
-        text = "\n".join(line[2:] for line in text.splitlines() if line.startswith("$ "))
-    joined = text.replace("\\\n", " ")
-    return [line for line in (row.partition(" #")[0].strip() for row in joined.splitlines()) if line and line[0] != "#"]
-
-
-def kind(language, text):
-    """Return what a block without a language is: shell, or text, yaml and csv that show a file."""
-    if language in ("bash", "sh", "console"):
-        return "shell"
-    if language:
-        return language
-    first = next(iter(lines("", text)), "")
-    if re.match(LAUNCHERS + r"wsol ", first) or any(re.fullmatch(line, first) for line in OTHER_LINES):
-        return "shell"
-    if re.match(r"\w+: ", first):
-        return "yaml"
-    return "csv" if re.match(r"\w+(,\w+)+$", first) else "text"
-
-
-FOUND = [(path, kind(*block), block[1]) for path in PAGES for block in blocks(path)]
-SHELL = [(path, line) for path, sort, text in FOUND if sort == "shell" for line in lines("", text)]
 RECIPES = [
     (path, line[2:])
     for path in sorted((ROOT / "configs/recipes").glob("*.yaml"))
     for line in path.read_text(encoding="utf-8").splitlines()
     if line.startswith("# wsol ")
 ]
-
-
-def words_of(line):
-    """Return the words after `wsol`, or None for a line that is another program's."""
-    if any(re.fullmatch(other, line) for other in OTHER_LINES):
-        return None
-    match = re.match(LAUNCHERS + r"wsol (.*)$", line)
-    assert match, f"neither a wsol command nor in OTHER_LINES: {line}"
-    return shlex.split(re.split(r" (?:&|\||>|&&) ?", match[1])[0])
+# Flags whose value decides which other flags there are.
+CHOICES = {"--data", "--method", "--mix", "--format", "--read", "--write"}
+PARSED = [(path, line) for path, line in [*SHELL, *RECIPES] if not is_other(line)]
 
 
 def test_every_block_has_a_reader():
-    unread = [(path.name, sort, text[:60]) for path, sort, text in FOUND if sort not in READERS | {"shell"}]
-    assert not unread
+    assert not [(path.name, kind, text[:60]) for path, kind, text in FOUND if kind not in READERS | {"shell"}]
     assert len(SHELL) > 60
 
 
+def test_every_run_that_is_read_is_made_before_or_on_a_linked_page():
+    for page in PAGES:
+        assert sum(kind == "shell" for kind, _ in chain(page)) >= len(commands(page))
+
+
 @pytest.mark.parametrize(
-    ("path", "line"), [*SHELL, *RECIPES], ids=[f"{path.name}-{at}" for at, (path, _) in enumerate([*SHELL, *RECIPES])]
+    ("text", "message"),
+    [
+        ("```bash\nwsolx cam\n```\n", "neither a wsol command"),
+        ("```bash\nwsol cam --data voc --checkpoint runs/nowhere\n```\n", "makes runs/nowhere"),
+        ("\n    wsol cam --data voc --out runs/a\n    frob runs/a\n", "neither a wsol command"),
+    ],
 )
+def test_a_command_that_no_rule_covers_is_found(tmp_path, text, message):
+    page = tmp_path / "page.md"
+    page.write_text(text, encoding="utf-8")
+    with pytest.raises(AssertionError, match=message):
+        chain(page)
+
+
+def test_no_rule_is_left_over():
+    given = [line for _, line in SHELL if not is_other(line)]
+    run = [line for line in given if not is_left_out(line)]
+    for pattern in OTHER_LINES:
+        assert any(re.fullmatch(pattern, line) for _, line in SHELL), pattern
+    for pattern in NOT_RUN:
+        assert any(re.search(pattern, line) for line in given), pattern
+    for pattern in SUBSTITUTES:
+        assert any(re.search(pattern, line) for line in run), pattern
+    assert set(SMALL) == {small_key(line) for line in run} - {None}
+
+
+def test_nothing_asks_for_another_machine():
+    """What is left of a reader's words neither downloads nor names a GPU or an address."""
+    for _, line in SHELL:
+        if not is_other(line) and not is_left_out(line):
+            assert not re.search(r"--pretrained|imagenet|cuda|10\.0\.0|--device auto", as_run(line)), line
+
+
+@pytest.mark.parametrize(("path", "line"), PARSED, ids=[f"{path.stem}-{at}" for at, (path, _) in enumerate(PARSED)])
 def test_command_parses(path, line, monkeypatch, capsys):
     """With --print-config nothing runs, but an unknown verb, flag, method or a wrong type is refused."""
     monkeypatch.chdir(ROOT)
-    words = words_of(line)
-    if words is None or "absgrad" in words:  # the method of the worked example: test_docs.py
+    if is_left_out(line):
         return
+    _, words = split_line(line)
     while "-c" in words and words[words.index("-c") + 1].startswith("runs/"):  # written by the command before
         at = words.index("-c")
         del words[at : at + 2]
-    if words[:2] == ["info", "cite"] or words[0] in ("--version", "--help"):
-        assert main(words) in (0, 1)
-        return
     with pytest.raises(SystemExit) as ended:
         status = main([*words, "--print-config"])
         pytest.fail(f"{line}: exit status {status}: {capsys.readouterr().err}")
@@ -124,6 +100,31 @@ def test_a_wrong_flag_would_be_found(line, hint, capsys):
     assert hint in capsys.readouterr().err
 
 
+def inline():
+    """Return the commands in the running text and in tables; they name some flags, and need not be whole."""
+    found = {}
+    for page in PAGES:
+        text = re.sub(r"^```.*?^```$", "", page.read_text(encoding="utf-8"), flags=re.M | re.S)
+        for code in re.findall(r"`(wsol [^`]+)`", text):
+            found.setdefault(" ".join(code.split()), page.stem)
+    return found
+
+
+@pytest.mark.parametrize("line", inline())
+def test_inline_command_names_verbs_and_flags_that_are(line, capsys):
+    """Its flags are in the help of its verb, with the method that it names."""
+    words = line.split()[1:]
+    if is_left_out(line) or words[0] == "VERB":
+        return
+    verbs = [word for word in itertools.takewhile(lambda word: word[0] != "-", words) if not word.isupper()]
+    chosen = [pair for pair in itertools.pairwise(words) if pair[0] in CHOICES and not pair[1].isupper()]
+    sweep = ["--sweep"] if "--sweep" in words else []
+    with contextlib.suppress(SystemExit):  # after the help; a mistake is the status 2
+        assert main([*verbs, *sweep, *itertools.chain(*chosen), "--help"]) == 0
+    shown = capsys.readouterr().out
+    assert {word for word in words if word.startswith("--")} <= {*re.findall(r"--[\w.-]+", shown), *sweep}, line
+
+
 def test_make_targets_exist():
     targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.M))
     named = {match for _, line in SHELL for match in re.findall(r"^make ([a-z]+)", line)}
@@ -132,93 +133,22 @@ def test_make_targets_exist():
 
 
 def test_files_that_are_shown_can_be_read():
-    import tomllib
-
-    for path, sort, text in FOUND:
-        if sort == "yaml":
+    for path, kind, text in FOUND:
+        if kind == "yaml":
             assert isinstance(yaml.safe_load(text), dict), (path.name, text)
-        elif sort == "toml":
+        elif kind == "toml":
             assert tomllib.loads(text), path.name
-        elif sort == "json":
+        elif kind == "json":
             json.loads(text)
-        elif sort == "jsonl":
+        elif kind == "jsonl":
             assert all(isinstance(json.loads(row), dict) for row in text.splitlines()), path.name
-        elif sort == "csv":
+        elif kind == "csv":
             assert len({row.count(",") for row in text.strip().splitlines()}) == 1, (path.name, text)
 
 
 def test_python_compiles_and_names_what_is_public():
-    for path, sort, text in FOUND:
-        if sort == "python":
+    for path, kind, text in FOUND:
+        if kind == "python":
             compile(text, str(path), "exec")
             for name in re.findall(r"\bwsol\.(\w+)\(", text):
                 assert callable(getattr(wsol, name, None)), (path.name, name)
-
-
-# A reader's own words to those of a test: tiny models and data, one epoch.
-SUBSTITUTES = [
-    (r"--model resnet50 --pretrained", "--model test_resnet --img-size 64"),
-    (r"(wsol train .*--model test_resnet --img-size 64)(?! --linear-probe)", r"\1 --batch-size 4 --workers 0"),
-    (r"(--linear-probe)", r"\1 --workers 0"),
-    (r"--data voc( --root \S+)?", "--data folder --root photos"),
-    (r"--epochs \d+", "--epochs 1"),
-    (r"(wsol train (?!.*--epochs)(?!.*--linear-probe))", r"\1--epochs 1 "),
-    (r"(wsol segment train )", r"\1--epochs 1 --img-size 64 --batch-size 2 --workers 0 "),
-    (r"--arch deeplabv3plus --encoder resnet50 --encoder-weights imagenet", "--arch unet --encoder resnet18"),
-    (r"--encoder tu-resnet50", "--encoder resnet18"),
-    (r"--img-size 512", "--img-size 64"),
-    (r"(train-affinity )", r"\1--epochs 1 --img-size 64 --batch-size 2 --workers 0 "),
-    (r"--images new-photos", "--images photos/val/cat"),
-    (r"photos/(\*/|cat/)?\*\.jpg", "photos/train/cat/0.jpg photos/train/cat/1.jpg"),
-]
-# Commands of the guides that need what no test has.
-NOT_RUN = {
-    r".*clip:.*": "needs CLIP's weights; tests/engine/test_make_maps_clip.py runs such a flow",
-    r".*segment export .*": "tests/engine/test_export_onnx.py runs it on a small network",
-}
-
-
-@pytest.fixture
-def desk(tmp_path, monkeypatch):
-    """A folder with photos, boxes nowhere, masks for all: what the guides assume."""
-    generator = np.random.default_rng(0)
-    for split, count in (("train", 4), ("val", 2)):
-        for name, label in (("cat", 1), ("dog", 2)):
-            for at in range(count):
-                photo, mask = tmp_path / f"photos/{split}/{name}/{at}.jpg", tmp_path / f"photos/masks/{name}/{at}.png"
-                image = generator.integers(0, 90, (50, 70, 3), dtype=np.uint8)
-                image[15:40, 20:55, label] = 250
-                truth = np.zeros((50, 70), np.uint8)
-                truth[15:40, 20:55] = label
-                for path, picture in ((photo, image), (mask, truth)):
-                    path.parent.mkdir(parents=True, exist_ok=True)
-                    cv2.imwrite(str(path), picture)
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    "page",
-    ["README.md", "docs/guides/own-data.md", "docs/guides/boxes-to-segmenter.md"],
-    ids=lambda page: Path(page).stem,
-)
-@pytest.mark.usefixtures("lite0_weights")
-def test_guide_runs(page, desk, capsys):
-    """The commands of a page, in its order, one after the other in one folder."""
-    chain = [line for path, line in SHELL if path == ROOT / page and words_of(line) is not None]
-    if "boxes" in page:
-        chain.insert(0, "wsol train --data voc --model resnet50 --pretrained --out runs/classifier")
-    for line in chain:
-        if any(re.fullmatch(skipped, line) for skipped in NOT_RUN):
-            continue
-        for pattern, instead in SUBSTITUTES:
-            line = re.sub(pattern, instead, line)
-        words = shlex.split(line)[1:]
-        if words == ["demo"]:  # tests/e2e runs it
-            continue
-        assert main(words) in (0, 1), f"{line}: {capsys.readouterr().err}"
-    if page == "README.md":
-        (desk / "cat.jpg").write_bytes((desk / "photos/train/cat/0.jpg").read_bytes())
-        exec(next(text for path, sort, text in FOUND if path == ROOT / page and sort == "python"), {})
-        assert capsys.readouterr().out.strip().endswith("index.html")

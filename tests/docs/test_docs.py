@@ -36,33 +36,48 @@ def _commands() -> list[str]:
     return re.findall(r"^    (wsol .+)$", text, re.MULTILINE)
 
 
-def _messages() -> list[re.Pattern[str]]:
-    """What the errors of the package can say, values as wildcards."""
+def _messages() -> list[tuple[re.Pattern[str], int]]:
+    """What the code can say outside of docstrings, values as wildcards, with the length of the fixed text."""
     found = []
     for file in glob.glob(str(ROOT / "wsol/**/*.py"), recursive=True):
-        for node in ast.walk(ast.parse(Path(file).read_text(encoding="utf-8"))):
-            if isinstance(node, ast.JoinedStr):
-                parts = [re.escape(part.value) if isinstance(part, ast.Constant) else ".*" for part in node.values]
-                if sum(len(part) for part in parts if part != ".*") > 7:
-                    found.append(re.compile("".join(parts)))
-            elif isinstance(node, ast.Constant) and isinstance(node.value, str) and len(node.value) > 7:
-                found.append(re.compile(re.escape(node.value)))
+        nodes = list(ast.walk(ast.parse(Path(file).read_text(encoding="utf-8"))))
+        parts = {id(part) for node in nodes if isinstance(node, ast.JoinedStr) for part in node.values}
+        told = {id(node.value) for node in nodes if isinstance(node, ast.Expr)} | parts
+        for node in nodes:
+            if id(node) in told or not isinstance(node, ast.JoinedStr | ast.Constant):
+                continue
+            texts = [part.value if isinstance(part, ast.Constant) else None for part in getattr(node, "values", [node])]
+            if all(text is None or isinstance(text, str) for text in texts):
+                pattern = "".join(".*" if text is None else re.escape(text) for text in texts)
+                found.append((re.compile(pattern, re.DOTALL), sum(len(text or "") for text in texts)))
     return found
 
 
-def _keys() -> list[str]:
+def _keys(*, foreign: bool = False) -> list[str]:
+    """The bold texts of the page: those of ours, or those "(from PACKAGE)"."""
     text = (ROOT / "docs/troubleshooting.md").read_text(encoding="utf-8")
-    return [" ".join(key.split()) for key in re.findall(r"^\*\*(.+?)\*\*(?! \(from)", text, re.MULTILINE | re.DOTALL)]
+    found = re.findall(r"^\*\*(.+?)\*\*( \(from)?", text, re.MULTILINE | re.DOTALL)
+    return [" ".join(key.split()) for key, other in found if bool(other) == foreign]
 
 
 def test_troubleshooting_names_real_messages():
+    """Every fixed word of a key is a fixed word of one message: a wildcard stands for a wildcard only."""
     known = _messages()
+
+    def said(key: str) -> bool:
+        text, fixed = key.replace("...", "x"), len(key.replace("...", ""))
+        return any(fixed <= size and pattern.fullmatch(text) for pattern, size in known)
+
     keys = _keys()
     assert len(keys) > 40
-    lost = [
-        key for key in [*keys, "no such frob"] if not any(item.fullmatch(key.replace("...", "x")) for item in known)
-    ]
-    assert lost == ["no such frob"]
+    invented = ["no such frob", "no split of ... '...'", "Path of the image file."]
+    assert [key for key in [*keys, *invented] if not said(key)] == invented
+
+
+def test_troubleshooting_quotes_others():
+    source = Path(importlib.util.find_spec("numba").origin).with_name("core") / "caching.py"
+    (key,) = _keys(foreign=True)
+    assert all(part.strip() in source.read_text(encoding="utf-8") for part in key.split("..."))
 
 
 def test_worked_example(tmp_path, capsys):
