@@ -35,9 +35,10 @@ lint: setup ## format, lint, types, import floors
 docs: setup ## the documentation site, in docs/_build/html
 	$(BIN)/python -m sphinx -b html -W --keep-going -E -q docs docs/_build/html
 
-pages: docs ## the docs, and the notebooks and pages as a reader has them; pictures go to runs/screenshots
+pages: docs ## the docs, their commands, the notebooks and pages as a reader has them; pictures go to runs/screenshots
 	mkdir -p runs/screenshots
 	WSOL_SCREENSHOTS=$(CURDIR)/runs/screenshots $(BIN)/python -m pytest -n 2 -m "slow or not slow" tests/docs/test_notebooks.py tests/engine/test_serve_browser.py tests/engine/test_report_runs.py
+	$(BIN)/python -m pytest -n 2 -m slow tests/docs/test_pages_run.py tests/docs/test_methods_pages.py
 
 bench: setup ## speed and memory beside the peers, as JSON in runs/
 	mkdir -p runs
