@@ -29,7 +29,7 @@ from wsol.store.atomic import atomic_write
 Image = NDArray[np.uint8]
 OVERVIEW = Path(__file__).parents[1] / "images" / "overview.jpg"
 # Minutes of one core, or nothing to see without training; formulas.yaml says which and why.
-_LEFT_OUT = ("scorecam", "comixup", "automix", "manifold_mixup", "smmix")
+_LEFT_OUT = ("scorecam", "comixup", "automix", "manifold_mixup", "smmix", "fyi")
 # Where strategies for transformers paste does not depend on the weights.
 _TRANSFORMER = "vit_tiny_patch16_224"
 _GAP = 2

@@ -95,7 +95,7 @@ def train(name, network, *, multi_label, steps=2):
             assert not loss.requires_grad
         else:
             mixed = strategy.mix(x, y, draws, context)
-            assert mixed.images.shape == x.shape
+            assert mixed.images.shape == (strategy.growth * COUNT, *x.shape[1:])
             loss = strategy.loss(mixed, strategy.forward(mixed, context), context)
             loss.backward()
         assert loss.ndim == 0
@@ -152,4 +152,4 @@ def test_the_label_mass_is_as_said(name):
     context = Context(classifier, make_criterion("ce", None), own=own, label_maps=label_maps())
     mixed = strategy.mix(x, y, strategy.draw(x, np.random.default_rng(3)), context)
     targets = strategy.relabel(mixed, strategy.forward(mixed, context))
-    torch.testing.assert_close(targets.sum(1), torch.ones(COUNT), atol=1e-5, rtol=0)
+    torch.testing.assert_close(targets.sum(1), torch.ones(strategy.growth * COUNT), atol=1e-5, rtol=0)

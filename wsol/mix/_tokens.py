@@ -97,6 +97,8 @@ def check_attention(classifier: Classifier) -> None:
 def require_plain(strategy: MixStrategy, *, name: str) -> None:
     """Refuse to put a strategy over one that brings its own forward pass, labels or loss, which would be lost.
 
+    Also over one whose batch grows: what the outer one draws or knows of each image would not reach all of them.
+
     Raises:
         ConfigError: Naming what goes.
     """
@@ -104,9 +106,11 @@ def require_plain(strategy: MixStrategy, *, name: str) -> None:
         for part in strategy.parts:
             require_plain(part, name=name)
         return
-    kind, methods = type(strategy), ["forward", "relabel", "loss"]
+    kind, methods, hint = type(strategy), ["forward", "relabel", "loss"], "put it over cutmix or mixup"
+    if strategy.growth > 1:
+        raise ConfigError(f"cannot be put over {kind.__name__}, whose batch grows", where=f"mix '{name}'", hint=hint)
     if isinstance(strategy, SalientMix) and strategy.clean == 0:
         methods.remove("loss")  # it is the plain one
     if any(getattr(kind, method) is not getattr(MixStrategy, method) for method in methods):
         what = f"cannot be put over {kind.__name__}, which has labels or a loss of its own"
-        raise ConfigError(what, where=f"mix '{name}'", hint="put it over cutmix or mixup")
+        raise ConfigError(what, where=f"mix '{name}'", hint=hint)

@@ -159,6 +159,9 @@ class Strategy(ABC):
 class MixStrategy(Strategy):
     """One way to mix; a training step calls `draw`, `mix`, `forward`, `loss`, and after the optimizer `after_step`."""
 
+    growth: ClassVar[int] = 1
+    """How many mixed images `mix` returns for each image of the batch."""
+
     @abstractmethod
     def mix(self, x: Tensor, y: Tensor, draws: Draws, context: Context | None = None) -> Mixed:
         """Mix a batch without further randomness.

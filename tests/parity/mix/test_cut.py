@@ -92,7 +92,7 @@ def check_timm(arrays, mode, version, draws, **options):
     np.testing.assert_allclose(result.targets.numpy(), arrays["target"], atol=1e-6)
 
 
-@pytest.mark.parametrize("name", ["timm1031_batch_both", "timm1031_batch_both_multilabel"])
+@pytest.mark.parametrize("name", ["timm054_batch_both", "timm1031_batch_both", "timm1031_batch_both_multilabel"])
 def test_switch_of_timm(golden, name):
     arrays, draws = load(golden, name)
     multi_label = name.endswith("multilabel")
@@ -100,7 +100,8 @@ def test_switch_of_timm(golden, name):
     y, x = smooth(y, 0.1, multi_label=multi_label), torch.from_numpy(arrays["x"])
     lam, row, column = draws[-3:]
     given = {"lam": float(lam), "centre": (int(row), int(column)), "partner": np.arange(len(x))[::-1].copy()}
-    result = mix.create("cutmix", partner="flip", box="timm").mix(x, y, given)
+    rule = "timm" if name.startswith("timm1031") else "clovaai"
+    result = mix.create("cutmix", partner="flip", box=rule).mix(x, y, given)
     assert np.array_equal(result.images.numpy(), arrays["mixed"])
     np.testing.assert_allclose(result.targets.numpy(), arrays["target"], atol=1e-6)
 
