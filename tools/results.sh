@@ -41,14 +41,10 @@ voc() {
     wsol eval seg --pred "$out/voc-train$kind" --out "$out/voc-train$kind-seg"
     wsol eval seg --pred "$out/voc-val$kind" --threshold-from "$out/voc-train$kind-seg/metrics.json" --out "$out/voc-val$kind-seg"
   done
-  for method in pamr par guided randomwalk densecrf; do
-    local vary=()
-    [ "$method" = densecrf ] && vary=(--vary preset=clipes,irn,afa,toco)
-    wsol refine --sweep --maps "$out/voc-train-best" --method "$method" --backgrounds 0.1 0.15 0.2 0.25 0.3 "${vary[@]}" \
-      --out "$out/voc-sweep-$method" "${quiet[@]}"
-    wsol refine --maps "$out/voc-val-best" -c "$out/voc-sweep-$method/recipe.yaml" --out "$out/voc-val-$method" "${quiet[@]}"
-    wsol eval seg --pred "$out/voc-val-$method" --out "$out/voc-val-$method-seg"
-  done
+  wsol refine --sweep --maps "$out/voc-train-best" --method densecrf --vary preset=clipes,irn,afa,toco --backgrounds 0.16 0.18 0.2 0.25 \
+    --out "$out/voc-sweep-densecrf" "${quiet[@]}"
+  wsol refine --maps "$out/voc-val-best" -c "$out/voc-sweep-densecrf/recipe.yaml" --out "$out/voc-val-densecrf" "${quiet[@]}"
+  wsol eval seg --pred "$out/voc-val-densecrf" --out "$out/voc-val-densecrf-seg"
 }
 
 cub() {
@@ -80,7 +76,7 @@ table() { # needs the heads of voc and cub
 }
 
 refiners() { # needs the maps of voc and cub
-  wsol bench refine --maps "$out/voc-val-best" --methods threshold,guided,randomwalk,densecrf,pamr,par --background 0.2 --out "$out/b-refine-voc"
+  wsol bench refine --maps "$out/voc-val-best" --methods threshold,guided,randomwalk,densecrf,getam_completion,pamr,par --background 0.2 --out "$out/b-refine-voc"
   for method in threshold guided randomwalk pamr par densecrf; do
     wsol refine --maps "$out/cub-cam" --method "$method" --scores --background 0.3 --out "$out/cub-$method" "${quiet[@]}"
     wsol eval loc --maps "$out/cub-$method" --out "$out/cub-$method-loc"
@@ -149,11 +145,33 @@ segmenter() { # three seeds on generated images: maps, masks, a network from the
       [ $kind = pseudo ] && masks=(--masks "$run/masks-train" --min-confidence 0.9)
       wsol segment train "${set[@]}" --split train "${masks[@]}" --arch fpn --encoder tu-tf_efficientnet_lite0 \
         --checkpoint "$run/classifier" --img-size 160 --zoom 0.9 1.5 --batch-size 8 --epochs 10 --lr 1e-3 --seed "$seed" \
-        --out "$run/$kind" "${quiet[@]}"
-      wsol segment predict "${set[@]}" --split val --checkpoint "$run/$kind" --flip --crf clipes --out "$run/$kind-val" "${quiet[@]}"
-      wsol eval seg --pred "$run/$kind-val" --out "$run/$kind-val-seg"
+        --out "$run/fpn-$kind" "${quiet[@]}"
+      wsol segment train "${set[@]}" --split train "${masks[@]}" --arch segmenter --decoder linear --drop-path 0 \
+        --encoder "${vit[1]}" --checkpoint "${vit[3]}" --img-size 168 --zoom 0.9 1.5 --batch-size 4 --epochs 5 --lr 2e-3 \
+        --encoder-lr-scale 0.02 --warmup-epochs 1 --seed "$seed" --out "$run/segmenter-$kind" "${quiet[@]}"
+      predicted "$run/fpn-$kind" "${set[@]}"
+      predicted "$run/segmenter-$kind" "${set[@]}" --img-size 210
     done
   done
 }
 
-for part in ${3:-ilsvrc voc cub coco table refiners affinity mix segmenter}; do "$part"; done
+predicted() { # RUN FLAGS...: masks of the val split by a trained network, as they are and with a dense CRF, and their mIoU
+  local run=$1; shift
+  wsol segment predict "$@" --split val --checkpoint "$run" --flip --out "$run-val" "${quiet[@]}"
+  wsol segment predict "$@" --split val --checkpoint "$run" --flip --crf clipes --out "$run-crf" "${quiet[@]}"
+  for masks in "$run-val" "$run-crf"; do wsol eval seg --pred "$masks" --out "$masks-seg"; done
+}
+
+vocseg() { # needs the masks of affinity
+  local set=(--data voc --root "$data/VOCdevkit")
+  for kind in pseudo full; do
+    local masks=(--masks gt)
+    [ $kind = pseudo ] && masks=(--masks "$out/voc-train-caa")
+    wsol segment train "${set[@]}" --split train "${masks[@]}" --arch fpn --encoder tu-tf_efficientnet_lite0 \
+      --checkpoint "$out/voc-head" --img-size 256 --zoom 0.8 1.5 --epochs 8 --batch-size 8 --lr 2e-3 --encoder-lr-scale 0.05 \
+      --out "$out/vocseg-$kind" "${quiet[@]}"
+    predicted "$out/vocseg-$kind" "${set[@]}" --img-size 384
+  done
+}
+
+for part in ${3:-ilsvrc voc cub coco table refiners affinity vocseg mix segmenter}; do "$part"; done
