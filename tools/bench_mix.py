@@ -14,7 +14,7 @@ from __future__ import annotations
 import os
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import cv2
 import numpy as np
@@ -22,6 +22,7 @@ import torch
 from _bench import Call, Case, main
 
 from wsol import mix
+from wsol.data import Dataset
 from wsol.engine.loaders import Batch
 from wsol.engine.step_time import stepper
 from wsol.engine.train_options import TrainConfig
@@ -30,6 +31,7 @@ from wsol.mix._label_path import carry
 from wsol.models._wrapped import WRAPPERS
 from wsol.models.build import build
 from wsol.models.classifier import Classifier
+from wsol.schema import DatasetSpec
 
 TARGETS = {("resnet18", "mixup"): 1.03, ("resnet18", "cutmix"): 1.03}
 TARGETS |= {("deit_tiny", "transmix"): 1.05, ("deit_tiny", "lumix"): 1.05}
@@ -87,7 +89,8 @@ def work(name: str, model: str, device: str, side: int) -> Work:
         own = strategy.own(classifier)
     config = TrainConfig(data="none", out=Path(), model=model, batch_size=BATCH, img_size=side, mix=name)
     own = None if own is None else own.to(device)
-    return Work(config, cast(Any, None), classifier, strategy, own, "ce", torch.device(device))
+    spec = DatasetSpec("none", tuple(map(str, range(CLASSES))), Path(), "none", multi_label=False)
+    return Work(config, Dataset(spec, ()), classifier, strategy, own, "ce", torch.device(device))
 
 
 def taken(training: Work, batch: Batch) -> Call:
