@@ -60,6 +60,7 @@ audit: setup ## bandit, and known vulnerabilities where PyPI answers
 
 minimum: ## the tests on the oldest versions that pyproject allows
 	$(PYTHON) -m venv .venv-minimum
+	.venv-minimum/bin/python -m pip install --quiet --upgrade pip  # pip 23 does not get through this in minutes
 	.venv-minimum/bin/python -m pip install --quiet $$($(PYTHON) tools/minimum_versions.py)
 	.venv-minimum/bin/python -m pip install --quiet --no-deps --editable .
 	NUMBA_CACHE_DIR=$(CURDIR)/.venv-minimum/numba .venv-minimum/bin/python -m pytest $(PYTEST_FLAGS) $(MINIMUM_TESTS)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from importlib.util import find_spec
 from pathlib import Path
@@ -19,6 +20,16 @@ def _folder(variable: str, default: str) -> Path:
     if not path.is_dir():
         pytest.skip(f"{variable}: no folder {default}")
     return path
+
+
+@pytest.fixture(autouse=True)
+def _own_logger():
+    """What a command does to the package's logger ends with its test: `caplog` hears the next one."""
+    logger = logging.getLogger("wsol")
+    handlers, level, propagate = list(logger.handlers), logger.level, logger.propagate
+    yield
+    logger.handlers[:], logger.propagate = handlers, propagate
+    logger.setLevel(level)
 
 
 @pytest.fixture(scope="session")

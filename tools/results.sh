@@ -167,10 +167,10 @@ vocseg() { # needs the masks of affinity
   for kind in pseudo full; do
     local masks=(--masks gt)
     [ $kind = pseudo ] && masks=(--masks "$out/voc-train-caa")
-    wsol segment train "${set[@]}" --split train "${masks[@]}" --arch fpn --encoder tu-tf_efficientnet_lite0 \
-      --checkpoint "$out/voc-head" --img-size 256 --zoom 0.8 1.5 --epochs 8 --batch-size 8 --lr 2e-3 --encoder-lr-scale 0.05 \
-      --out "$out/vocseg-$kind" "${quiet[@]}"
-    predicted "$out/vocseg-$kind" "${set[@]}" --img-size 384
+    wsol segment train "${set[@]}" --split train "${masks[@]}" --arch segmenter --decoder linear --drop-path 0 --encoder "${vit[1]}" \
+      --checkpoint "${vit[3]}" --img-size 224 --zoom 0.8 1.5 --epochs 6 --batch-size 4 --lr 2e-3 --encoder-lr-scale 0.02 \
+      --warmup-epochs 1 --out "$out/vocseg-$kind" "${quiet[@]}"
+    predicted "$out/vocseg-$kind" "${set[@]}" --img-size 336
   done
 }
 

@@ -38,8 +38,9 @@ def smooth(count=2, size=SIZE, seed=0):
 
 
 label_masks = arrays(np.uint8, SIZE, elements=st.sampled_from([0, 1, 5, 20, 255]))
+values_of_maps = np.array([0.0, 0.1, 0.5, 0.999, 1.0], np.float16).tolist()  # what a half holds, exactly
 full_maps = st.integers(0, 3).flatmap(
-    lambda count: arrays(np.float16, (count, *SIZE), elements=st.sampled_from([0.0, 0.1, 0.5, 0.999, 1.0]))
+    lambda count: arrays(np.float16, (count, *SIZE), elements=st.sampled_from(values_of_maps))
 )
 
 
