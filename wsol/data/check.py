@@ -89,7 +89,9 @@ def _parts(layout: Layout, folder: Path) -> list[Finding]:
 
 
 def _absent(part: Part, folder: Path) -> Finding:
-    return Finding("missing" if part.needed else "hint", str(folder / part.path), f"not there: {part.what}; {part.how}")
+    text = f"not there: {part.what}; {part.how}"
+    path = str(folder / part.path)
+    return Finding("missing", path, text) if part.needed else Finding("hint", path, f"optional, {text}")
 
 
 def _split(dataset: Dataset, *, deep: bool) -> list[Finding]:
