@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from wsol.errors import ConfigError, EvalError, StoreError
-from wsol.eval.boxes import level_curve
+from wsol.eval.boxes import level_curve, pixel_box
 from wsol.eval.curves import Choice, choose_by, read_result
 from wsol.eval.protocols import ALL, BENCHMARK, LARGEST, PROTOCOLS, choose
 from wsol.eval.scoremap import check_scoremap, quantise, scale_boxes, threshold_levels, to_scoremap
@@ -58,6 +58,12 @@ def test_predicted_boxes_are_one_pixel_too_wide_unless_clipped():
     assert curve.iou[100] == 1.0
     levels[2:5, 3:] = 255
     assert level_curve(levels, np.array([[3.0, 2.0, 10.0, 5.0]]), view=ALL).iou[100] == 1.0
+
+
+def test_equally_many_pixels_are_won_by_the_component_that_begins_first():
+    view = PROTOCOLS["bas-cub"].metrics[0].view
+    assert pixel_box(np.array([[0, 0, 0.7], [1, 0, 0]]), 0.5, view=view) == (2, 0, 3, 1)
+    assert pixel_box(np.array([[0, 0, 0.5], [0.2, 0, 0]]), 0.5, view=view) == (0, 0, 3, 2)
 
 
 @pytest.mark.parametrize(

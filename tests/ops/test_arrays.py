@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from PIL import Image
@@ -96,6 +96,31 @@ def test_largest_component_is_eight_connected_and_tight():
     mask[4, 7:9] = True
     assert boxes.largest_component_box(mask).tolist() == [[0, 0, 3, 3]]
     assert boxes.largest_component_box(np.zeros((3, 4), bool)).shape == (0, 4)
+
+
+def _components(mask):
+    """Fill the 8-connected components one after the other, in the raster order of their first pixels."""
+    left, found = set(zip(*np.nonzero(mask))), []
+    for first in sorted(left):
+        front, component = {first} & left, set()
+        while front:
+            component |= front
+            left -= front
+            front = {(y + dy, x + dx) for y, x in front for dy in (-1, 0, 1) for dx in (-1, 0, 1)} & left
+        if component:
+            found.append(component)
+    return found
+
+
+@given(hnp.arrays(bool, st.tuples(st.integers(1, 7), st.integers(1, 9))))
+@example(np.array([[0, 0, 1], [1, 0, 0]], bool))  # two pixels in the same row of OpenCV's blocks of 2x2
+def test_of_equally_large_components_the_first_in_raster_order_wins(mask):
+    got = boxes.largest_component_box(mask).tolist()
+    if not mask.any():
+        assert got == []
+        return
+    rows, columns = zip(*max(_components(mask), key=len))
+    assert got == [[min(columns), min(rows), max(columns) + 1, max(rows) + 1]]
 
 
 @given(hnp.arrays(bool, st.tuples(st.integers(1, 9), st.integers(1, 7))))

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
@@ -14,6 +13,7 @@ from wsol.eval.protocols import View
 from wsol.eval.scoremap import ScoreMap, check_scoremap, quantise, scale_boxes, threshold_levels, to_scoremap
 from wsol.eval.sources import Scores
 from wsol.ops.box_iou import best_iou_of_all, best_iou_of_largest, inclusive_iou
+from wsol.ops.boxes import largest_component_box
 from wsol.ops.components import contour_boxes, largest_contour_boxes
 
 IouCurve = NDArray[np.float64]
@@ -120,13 +120,9 @@ def pixel_ious(
 
 def pixel_box(scoremap: ScoreMap, threshold: float, *, view: View) -> tuple[float, float, float, float]:
     """Return the half-open box of the 8-connected component with the most pixels above a threshold."""
-    mask = (scoremap > threshold).astype(np.uint8)
-    count, _, stats, _ = cv2.connectedComponentsWithStats(mask, connectivity=8)
-    if count < 2:
-        x0, y0, x1, y1 = empty_box(view, *scoremap.shape).tolist()
-        return x0, y0, x1, y1
-    x, y, width, height, _ = stats[1 + int(np.argmax(stats[1:, cv2.CC_STAT_AREA]))].tolist()
-    return float(x), float(y), float(x + width), float(y + height)
+    found = largest_component_box(scoremap > threshold)
+    x0, y0, x1, y1 = (found[0] if len(found) else empty_box(view, *scoremap.shape)).tolist()
+    return x0, y0, x1, y1
 
 
 def predicted_boxes(maps: ImageMaps, threshold: float, *, view: View) -> NDArray[np.float64]:
