@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
 
 from wsol.errors import ConfigError, EvalError, StoreError
 from wsol.eval.boxes import level_curve, pixel_box
@@ -94,6 +97,13 @@ def test_bad_boxes_are_refused(boxes):
 def test_constant_scores_become_zeros():
     assert not to_scoremap(np.full((3, 5), 0.7, np.float16), 20, view=LARGEST).any()
     assert quantise(to_scoremap(np.eye(4), 20, view=LARGEST)).max() == 255
+
+
+@given(arrays(np.float16, st.tuples(st.integers(1, 9), st.integers(1, 9)), elements=st.sampled_from([-1, 0, 2])))
+@example(np.array([[1, 1, 1, 0, 1, 1]], np.float16))
+def test_every_view_makes_valid_score_maps(values):
+    for view in {metric.view for protocol in PROTOCOLS.values() for metric in protocol.metrics}:
+        check_scoremap(to_scoremap(values, 33, view=view), where="any")
 
 
 def test_choice_of_thresholds(tmp_path):

@@ -37,7 +37,8 @@ def to_scoremap(values: NDArray[Any], size: int, *, view: View) -> ScoreMap:
     if view.order == "before":
         scores = minmax(scores)
     scores = cv2.resize(scores, (size, size), interpolation=_CV2[view.interpolation])
-    return np.asarray(scores if view.order == "before" else minmax(scores), dtype=np.float64)
+    # The weights of OpenCV are float32: where they add up to more than 1, a map of one row or column passes 1.
+    return np.asarray(np.minimum(scores, 1) if view.order == "before" else minmax(scores), dtype=np.float64)
 
 
 def check_scoremap(scoremap: object, *, where: object) -> ScoreMap:
