@@ -132,7 +132,7 @@ def test_every_number_equals_brute_force(world):
     np.testing.assert_allclose([result.per_image[row["id"]]["iou"] for row in rows], largest[:, at], atol=1e-6)
     count = sum(row["label"] == 2 for row in rows)
     right = sum(iou >= 0.5 for iou, row in zip(largest[:, at], rows, strict=True) if row["label"] == 2)
-    assert result.per_class["class 2"]["MaxBoxAcc"] == pytest.approx(100 * right / count)
+    assert result.per_class["class 2"]["MaxBoxAcc@50"] == pytest.approx(100 * right / count)
     assert 0 < result.metrics["GT-known"] < 100
 
 
@@ -156,6 +156,21 @@ def test_threshold_chosen_on_one_split_is_applied_on_another(world, tmp_path):
         grid = np.array(best.curves[name]["x"])
         assert result.metrics[name] == best.curves[name]["y"][int(np.argmin(abs(grid - at)))]
     assert result.metrics["MaxBoxAccV2@50"] <= best.metrics["MaxBoxAccV2@50"]
+
+
+def _mean_over_images(result, name):
+    rows = [row for row in result.per_class.values() if name in row]
+    return np.average([row[name] for row in rows], weights=[row["n"] for row in rows])
+
+
+@pytest.mark.parametrize("protocol", [("maxboxaccv2", "maxboxacc", "top1"), ("cam", "top1", "gt-known"), ("cam",)])
+def test_the_numbers_of_the_classes_add_up_to_those_of_the_split(world, protocol):
+    run_folder, meta, _ = world
+    result = evaluate_localization(maps=run_folder, metadata=meta, workers=0, protocol=protocol)
+    columns = {name for row in result.per_class.values() for name in row} - {"n"}
+    assert len(columns) == 2 + (protocol[0] == "maxboxaccv2")
+    for name in columns:
+        assert _mean_over_images(result, name) == pytest.approx(result.metrics[name])
 
 
 def test_fixed_threshold_between_the_grid(world):
@@ -298,6 +313,9 @@ def test_maps_of_predicted_classes_only(tmp_path):
     assert np.isnan(result.metrics["GT-known"])
     assert not np.isnan(result.metrics["Top-1 Loc"])
     assert result.metrics["Top-1 accuracy"] == pytest.approx(100 * 8 / 12)
+    assert _mean_over_images(result, "Top-1 Loc") == pytest.approx(result.metrics["Top-1 Loc"])
+    assert {name for row in result.per_class.values() for name in row} == {"Top-1 Loc", "n"}
+    assert len(result.per_image) == 8
     assert any("4 of 12 images have no map of their true class" in text for text in result.warnings)
 
 

@@ -176,6 +176,8 @@ def _add(
         if boxes is not None:
             tally.n += 1
             tally.add_rank(rank)
+            nothing = np.full((len(plan.views), 256), np.nan, dtype=np.float32)
+            tally.units.append(Unit(sample.id, label, rank, (0,) * len(plan.views), nothing))
         return
     maps = ImageMaps(scores, label, size=plan.size, where=sample.id)
     if boxes is not None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,7 @@ from wsol.errors import EvalError
 from wsol.eval.curves import Choice, best_at
 from wsol.eval.options import LocConfig
 from wsol.eval.pixels import PixelCounts
-from wsol.eval.protocols import ALL, BENCHMARK, LARGEST, Metric, View, choose
+from wsol.eval.protocols import ALL, BENCHMARK, LARGEST, Metric, choose
 from wsol.eval.tally import Tally, UnitFile, group
 from wsol.schema import EvalResult
 
@@ -65,7 +65,7 @@ def summarise(
         values.update({f"Top-{k} accuracy": 100 * right / total.n for k, right in total.top.items()})
     if total.pixels is not None and total.masks:
         _add_pixels(values, thresholds, curves, total, config)
-    per_image, per_class, worst = _by_image(units, dataset, metrics, thresholds, config.worst)
+    per_image, per_class, worst = _by_image(units, dataset, _columns(metrics, values), values, thresholds, config.worst)
     result = EvalResult(
         task="localization",
         metrics=values,
@@ -107,41 +107,49 @@ def _add_pixels(
     curves["PxAP precision by recall"] = {"x": recall[known].tolist(), "y": precision[known].tolist()}
 
 
+def _columns(metrics: Sequence[Metric], values: Mapping[str, float]) -> list[Metric]:
+    """Return the metrics at IoU 50 that are told image by image and class by class, at most one of a kind."""
+    columns = []
+    for view, top in ((LARGEST, 0), (ALL, 0), (LARGEST, 1)):
+        alike = [one for one in metrics if (one.view, one.top, one.iou, one.mean_of) == (view, top, 50, ())]
+        alike.sort(key=lambda one: one.threshold is not None)
+        columns += [one for one in alike if one.name in values][:1]
+    return columns
+
+
 def _by_image(
-    units: UnitFile, dataset: Dataset, metrics: Sequence[Metric], thresholds: dict[str, float], worst: int
+    units: UnitFile,
+    dataset: Dataset,
+    columns: Sequence[Metric],
+    values: Mapping[str, float],
+    thresholds: Mapping[str, float],
+    worst: int,
 ) -> tuple[dict[str, dict[str, float]], dict[str, dict[str, float]], list[dict[str, Any]]]:
-    """Apply the thresholds for IoU 50 image by image: the IoUs, the classes, and the worst images."""
-    columns = {"iou": LARGEST, "iou_all": ALL}
-    chosen: dict[View, float] = {}
-    for metric in metrics:
-        if metric.iou == 50 and not metric.top and not metric.mean_of and metric.name in thresholds:
-            chosen.setdefault(metric.view, thresholds[metric.name])
-    chosen = {view: value for view, value in chosen.items() if view in columns.values() and view in units.views}
+    """Apply the threshold of each column image by image: the IoUs, the classes, and the worst images."""
+    names = {LARGEST: "iou", ALL: "iou_all"}
     per_image: dict[str, dict[str, float]] = {}
     hits: dict[str, list[tuple[int, bool]]] = {}
     rows: list[dict[str, Any]] = []
-    names = dict(zip(columns.values(), columns, strict=True))
-    for image_id, label, rank, ious in units.ious(chosen):
-        row = {names[view]: float(iou) for view, iou in ious.items()}
+    for image_id, label, rank, ious in units.ious([(column.view, thresholds[column.name]) for column in columns]):
+        row: dict[str, float] = {}
+        for column, iou in zip(columns, ious, strict=True):
+            row.setdefault(names[column.view], iou)
+            right = iou >= 0.5 and (not column.top or (rank is not None and rank < column.top))
+            hits.setdefault(column.name, []).append((label, right))
+        if any(np.isnan(ious)):
+            continue  # no map
         if rank is not None:
             row["rank"] = float(rank)
         several = len(dataset.by_id(image_id).labels) > 1
         per_image[f"{image_id} ({_class_name(dataset, label)})" if several else image_id] = row
-        for view, iou in ious.items():
-            name = "MaxBoxAcc" if view == LARGEST else "MaxBoxAccV2@50"
-            right = bool(iou >= np.float32(0.5))
-            hits.setdefault(name, []).append((label, right))
-            if view == LARGEST and rank is not None:
-                hits.setdefault("Top-1 Loc", []).append((label, right and rank < 1))
-        if ious:
-            view = LARGEST if LARGEST in ious else next(iter(ious))
+        if columns:
             rows.append(
-                {"id": image_id, "label": label, "class": _class_name(dataset, label), "iou": float(ious[view]),
-                 "threshold": chosen[view], "view": view}
+                {"id": image_id, "label": label, "class": _class_name(dataset, label), "iou": ious[0],
+                 "threshold": thresholds[columns[0].name], "view": columns[0].view}
             )  # fmt: skip
     per_class: dict[str, dict[str, float]] = {}
     for name, pairs in hits.items():
-        for label, (correct, count) in sorted(group(pairs).items()):
+        for label, (correct, count) in sorted(group(pairs).items()) if not np.isnan(values[name]) else ():
             own = per_class.setdefault(_class_name(dataset, label), {})
             own[name], own["n"] = 100 * correct / count, float(count)
     rows.sort(key=lambda row: (row["iou"], row["id"]))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -26,8 +26,8 @@ class Unit:
         label: Class id.
         rank: How many classes were predicted before the true one; None without logits.
         maxima: Highest level of the map in each view.
-        curves: float32 (views, 256) best IoU by integer threshold. Ratios of areas below a million pixels stay on
-            the same side of 0.3, 0.5 and 0.7 in float32.
+        curves: float32 (views, 256) best IoU by integer threshold; NaN without a map. Ratios of areas below a
+            million pixels stay on the same side of 0.3, 0.5 and 0.7 in float32.
     """
 
     id: str
@@ -147,17 +147,13 @@ class UnitFile:
             self._rows.append((unit.id, unit.label, unit.rank, unit.maxima))
             self._file.write(np.ascontiguousarray(unit.curves).data)
 
-    def ious(self, thresholds: Mapping[View, float]) -> Iterator[tuple[str, int, int | None, dict[View, np.float32]]]:
-        """Yield id, label, rank and the IoU of each view at its threshold."""
+    def ious(self, wanted: Sequence[tuple[View, float]]) -> Iterator[tuple[str, int, int | None, list[float]]]:
+        """Yield id, label, rank and the IoU of each wanted view and threshold; NaN for an image without a map."""
+        places = [(self.views.index(view), threshold) for view, threshold in wanted]
         self._file.seek(0)
         for image_id, label, rank, maxima in self._rows:
             curves = np.frombuffer(self._file.read(len(self.views) * 1024), np.float32).reshape(-1, 256)
-            chosen = {
-                view: curves[at, int(thresholds[view] * maxima[at])]
-                for at, view in enumerate(self.views)
-                if view in thresholds
-            }
-            yield image_id, label, rank, chosen
+            yield image_id, label, rank, [float(curves[at, int(level * maxima[at])]) for at, level in places]
 
 
 def group(pairs: Sequence[tuple[int, bool]]) -> dict[int, tuple[int, int]]:
