@@ -14,7 +14,7 @@ from wsol.data.catalog import Dataset
 from wsol.errors import ConfigError, EvalError, StoreError
 from wsol.eval import evaluate_segmentation, segmentation
 from wsol.eval.options import SegConfig
-from wsol.eval.sweep import SweepCounts, constant_cut, power_cut, scores_of
+from wsol.eval.sweep import SweepCounts, background_scores, constant_cut, power_cut, scores_of
 from wsol.ops.confusion import confusion_matrix, iou_per_class, mean_iou
 from wsol.schema import DatasetSpec, PseudoMask, Sample, ScoreMaps
 from wsol.store.maps import map_path, write_maps
@@ -198,6 +198,24 @@ def test_mistakes_are_named(world):
 def test_power_cut_is_where_the_class_begins_to_win(alpha, values):
     scores = np.append(np.array(values, np.float32), [power_cut(alpha)]).astype(np.float32)
     np.testing.assert_array_equal(scores >= power_cut(alpha), scores > np.clip(1 - scores, 0, 1) ** alpha)
+
+
+@pytest.mark.parametrize(
+    ("sweep", "expected"),
+    [
+        ((0.0, 0.6, 0.07), [0.0, 0.07, 0.14, 0.21, 0.28, 0.35, 0.42, 0.49, 0.56]),
+        ((0.1, 1.0, 0.3), [0.1, 0.4, 0.7, 1.0]),
+        ((0.0, 0.5, 0.35), [0.0, 0.35]),
+        ((0.3, 0.3, 0.1), [0.3]),
+    ],
+)
+def test_a_sweep_ends_at_its_last_score_or_before(sweep, expected):
+    assert background_scores(sweep) == expected
+
+
+@given(st.integers(0, 1000), st.integers(1, 1000))
+def test_a_sweep_holds_its_last_score_where_the_steps_lead_there(count, parts):
+    assert background_scores((0.0, count / parts, 1 / parts))[-1] == pytest.approx(count / parts, abs=1e-9)
 
 
 @given(st.floats(0, 1), st.lists(st.floats(0, 1, width=32), min_size=1, max_size=50))

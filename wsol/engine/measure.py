@@ -27,7 +27,7 @@ from wsol.eval.curves import best_at
 from wsol.eval.localization import localize
 from wsol.eval.options import LocConfig, SegConfig
 from wsol.eval.sources import Scores
-from wsol.eval.sweep import SweepCounts, constant_cut
+from wsol.eval.sweep import SweepCounts, background_scores, constant_cut
 from wsol.models.classifier import Classifier
 from wsol.ops.normalize import relu_max
 from wsol.schema import ScoreMaps
@@ -164,8 +164,7 @@ class _Maps:
     def __init__(self, dataset: data.Dataset) -> None:
         self.dataset = dataset
         self.seeds = dataset.spec.multi_label and dataset.spec.annotations in ("mask", "both")
-        first, last, step = SegConfig.sweep
-        self.backgrounds = [round(first + step * at, 10) for at in range(round((last - first) / step) + 1)]
+        self.backgrounds = background_scores(SegConfig.sweep)
         cuts = np.array([constant_cut(value) for value in self.backgrounds], dtype=np.float32)
         self.counts = SweepCounts.empty(np.unique(cuts), len(dataset.spec.classes) + 1)
         self.kept: dict[str, Scores] = {}

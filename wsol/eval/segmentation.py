@@ -23,7 +23,7 @@ from wsol.eval.boundary import evaluate_boundary
 from wsol.eval.curves import best_at, choose_by
 from wsol.eval.options import SegConfig
 from wsol.eval.sources import load_truth, mask_file
-from wsol.eval.sweep import SweepCounts, constant_cut, matrix_scores, power_cut, scores_of
+from wsol.eval.sweep import SweepCounts, background_scores, constant_cut, matrix_scores, power_cut, scores_of
 from wsol.eval.workers import map_chunks
 from wsol.ops.confusion import confusion_matrix, mean_iou
 from wsol.schema import EvalResult, Sample
@@ -146,8 +146,7 @@ def _masks(config: SegConfig, dataset: Dataset, samples: Sequence[Sample], class
 
 def _maps(config: SegConfig, dataset: Dataset, samples: Sequence[Sample], classes: int) -> Segmentation:
     choice = choose_by(dataset.spec.split, fixed=config.threshold, other=config.threshold_from)
-    first, last, step = config.sweep
-    grids = {_CONSTANT: [round(first + step * at, 10) for at in range(round((last - first) / step) + 1)]}
+    grids = {_CONSTANT: background_scores(config.sweep)}
     if config.alphas:
         grids[_POWER] = list(config.alphas)
     rules = {_CONSTANT: constant_cut, _POWER: power_cut}

@@ -20,6 +20,12 @@ Counts = NDArray[np.int64]
 _ONE = 0x3F800000  # the bits of 1.0 in float32
 
 
+def background_scores(sweep: tuple[float, float, float]) -> list[float]:
+    """Return the background scores of a sweep from its first, its last and its step; none lies above the last."""
+    first, last, step = sweep
+    return [round(first + step * at, 10) for at in range(int((last - first) / step + 1e-9) + 1)]
+
+
 def constant_cut(background: float) -> np.float32:
     """Return the least float32 score that beats a constant background score."""
     return np.float32(np.nextafter(np.float32(background), np.float32(np.inf)))
