@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -232,3 +233,14 @@ def test_metadata_comes_back(tmp_path):
     np.testing.assert_array_equal(found[0].boxes, boxes)
     with pytest.raises(WsolError, match="outside of the data set"):
         write_metadata(tmp_path / "no", samples, root=tmp_path / "elsewhere")
+    between = replace(samples[0], boxes=boxes + np.float32(0.5))
+    with pytest.raises(WsolError, match=r"a/x.jpg.*whole pixels only"):
+        write_metadata(tmp_path / "no", [between], root=root)
+
+
+def test_metadata_names_images_as_score_maps_do(tmp_path):
+    below = Sample("a/x.jpg", tmp_path / "images/a/x.jpg", labels=(3,), size=SIZE)
+    samples = [below, replace(below, id="y", image=tmp_path / "images/y.jpg")]
+    write_metadata(tmp_path, samples, root=tmp_path)
+    names = (tmp_path / "image_ids.txt").read_text().splitlines()
+    assert [WsolEvaluation().file(tmp_path, sample) for sample in samples] == [tmp_path / f"{n}.npy" for n in names]

@@ -72,27 +72,29 @@ def _label(sample: Sample) -> int:
 def write_metadata(folder: Path, samples: Iterable[Sample], *, root: Path) -> None:
     """Write the text files of one split, each whole or not at all.
 
-    Boxes end with the last pixel inside, as the benchmark has them. Masks are named where each has its file of pixels
-    to ignore.
+    Images go by their ids, as score maps do. Boxes end with the last pixel inside, as the benchmark has them. Masks are
+    named where each has its file of pixels to ignore.
 
     Args:
         folder: For example metadata/CUB/test.
         samples: With known sizes.
-        root: Folder that ids and masks are relative to.
+        root: Folder that masks are relative to.
 
     Raises:
-        StoreError: When an image has not exactly one class, lies elsewhere, or has a box off the pixel grid.
+        StoreError: When an image has not exactly one class, a mask elsewhere, or a box off the pixel grid.
     """
     lines: dict[str, list[str]] = {name: [] for name in ("image_ids", "class_labels", "image_sizes", "localization")}
     for sample in samples:
-        name, (height, width) = _relative(sample.image, root), sized(sample)
+        name, (height, width) = sample.id, sized(sample)
         lines["image_ids"].append(name)
         lines["class_labels"].append(f"{name},{_label(sample)}")
         lines["image_sizes"].append(f"{name},{width},{height}")
         if sample.boxes is not None:
-            for box in to_inclusive(sample.boxes):
-                corners = np.rint(box).astype(int).tolist()
-                lines["localization"].append(",".join(map(str, (name, *corners))))
+            corners = to_inclusive(sample.boxes)
+            if (corners != np.rint(corners)).any():
+                raise StoreError("the benchmark knows whole pixels only, a box has fractions", where=name)
+            for box in corners.astype(int).tolist():
+                lines["localization"].append(",".join(map(str, (name, *box))))
         elif sample.mask is not None and sample.mask_ignore is not None:
             ignore = _relative(sample.mask_ignore, root)
             for at, mask in enumerate((sample.mask, *sample.extra_masks)):
