@@ -132,6 +132,7 @@ def test_ilsvrc_metadata_flat_and_in_folders(tmp_path: Path) -> None:
     [
         ("localization.txt", "val/x.JPEG,1,2,3", "line 1: expected 2 or 4"),
         ("localization.txt", "val/x.JPEG,1,2,3,b", "whole number"),
+        ("localization.txt", "val/x.JPEG,a.png,i.png\nval/x.JPEG,b.png,j.png", "two files of pixels to ignore"),
         ("class_labels.txt", "val/x.JPEG", "line 1: expected 1"),
         ("class_labels.txt", None, "cannot read the list"),
     ],

@@ -60,6 +60,8 @@ def read_samples(folder: Path, *, images: Path, masks: Path) -> list[Sample]:
             boxes[image_id].append([_int(value, truth_file) for value in rest])
             continue
         files[image_id].append(masks / check_id(rest[0]))
+        if rest[1] and image_id in ignored:
+            raise DataError(f"'{image_id}' has two files of pixels to ignore", where=truth_file)
         if rest[1]:
             ignored[image_id] = masks / check_id(rest[1])
     return [
