@@ -376,6 +376,16 @@ class _InMemory:
         return self.scores[image_id]
 
 
+def test_a_label_without_a_number_among_the_logits_is_not_predicted(tmp_path):
+    box = np.array([[0, 0, 10, 10]], np.float32)
+    samples = tuple(Sample(name, tmp_path / "a.jpg", (1,), (10, 10), box, (1,)) for name in "ab")
+    dataset = Dataset(DatasetSpec("toy", tuple("uvwxyz"), tmp_path, "val"), samples)
+    broken, whole = np.full(6, np.nan, np.float32), np.array([0, 1, 1, 0, 0, 0], np.float32)
+    source = _InMemory({name: Scores({1: np.eye(5)}, logits=one) for name, one in (("a", broken), ("b", whole))})
+    found = localize(LocConfig(maps=tmp_path, workers=0, protocol=("top1", "top5")), source=source, dataset=dataset)
+    assert found.result.metrics["Top-1 accuracy"] == found.result.metrics["Top-5 accuracy"] == 50
+
+
 def test_images_with_several_classes_count_once_for_each(tmp_path):
     left, right = np.zeros((10, 10)), np.zeros((10, 10))
     left[3:7, 1:4], right[2:6, 6:9] = 1, 1

@@ -226,7 +226,8 @@ def read_pixels(sample: Sample, label: int, plan: Plan, size: tuple[int, int]) -
 def _rank(logits: NDArray[np.float32] | None, label: int) -> int | None:
     if logits is None or not 0 <= label < len(logits):
         return None
-    return int((logits > logits[label]).sum() + (logits[:label] == logits[label]).sum())
+    # "Not at most" instead of "greater": a label whose logit is NaN is not predicted.
+    return int((~(logits <= logits[label])).sum() + (logits[:label] == logits[label]).sum())
 
 
 def _dataset(config: LocConfig) -> Dataset:
