@@ -15,7 +15,7 @@ from wsol import mix
 from wsol.engine.losses import make_criterion
 from wsol.engine.optim import make_optimizer
 from wsol.engine.train_options import TrainConfig
-from wsol.errors import ModelError
+from wsol.errors import DataError, ModelError
 from wsol.mix import Context, StepStrategy
 from wsol.mix._forward import check_needs
 from wsol.models.classifier import Classifier
@@ -153,3 +153,22 @@ def test_the_label_mass_is_as_said(name):
     mixed = strategy.mix(x, y, strategy.draw(x, np.random.default_rng(3)), context)
     targets = strategy.relabel(mixed, strategy.forward(mixed, context))
     torch.testing.assert_close(targets.sum(1), torch.ones(strategy.growth * COUNT), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("labels", [torch.arange(COUNT), torch.eye(CLASSES, dtype=torch.int64)[:COUNT]])
+def test_labels_that_cannot_be_mixed_are_refused(name, labels):
+    strategy = mix.create(name)
+    network = SUITS.get(name, "deit")
+    with torch.random.fork_rng():
+        classifier = Classifier(NETWORKS[network](), input_size=SIZE, name=network)
+        own = strategy.own(classifier)
+    context = Context(classifier, make_criterion("ce", None), own=own, label_maps=label_maps())
+    x, _ = batch(multi_label=False)
+    draws = strategy.draw(x, np.random.default_rng(3))
+    with pytest.raises(DataError, match=r"expected float labels \(B, K\), got torch.int64") as refusal:
+        if isinstance(strategy, StepStrategy):
+            strategy.step(x, labels, draws, context, backward=lambda value: value.backward())
+        else:
+            strategy.mix(x, labels, draws, context)
+    assert "one_hot" in refusal.value.hint

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from wsol.mix.base import Mixed
+from wsol.mix.base import Mixed, check_labels
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -31,7 +31,11 @@ def blend(
         partner: int64 (B,).
         other: (B, C, H, W), what lies beneath; the partner by default.
         weight: Share of the own label, (B,) or (1,); the mean of the mask by default.
+
+    Raises:
+        DataError: When the labels are no floats (B, K).
     """
+    check_labels(y)
     share, y_partner = mask.to(x.dtype), y[partner]
     weight = mask.mean(dim=(1, 2, 3)) if weight is None else weight
     weight = weight.to(y.dtype).expand(len(x))

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from wsol.errors import ConfigError, ModelError
-from wsol.mix.base import Context
+from wsol.mix.base import Context, check_labels
 from wsol.models.classifier import Classifier
 from wsol.models.taps import evaluating, tap
 
@@ -178,6 +178,7 @@ def _derive(
     context: Context, x: Tensor, y: Tensor, objective: Criterion, *, batch_stats: bool, keep: bool = False
 ) -> tuple[Tensor, Tensor]:
     """Return the gradient of an objective at the images, and the objective, whose graph stays where `keep` asks."""
+    check_labels(y)
     module = context.classifier.module
     with torch.enable_grad(), quiet(module, batch_stats=batch_stats):
         images = x.detach().clone().requires_grad_()

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from wsol.errors import ConfigError
+from wsol.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -41,6 +41,9 @@ class Mixed:
         partner: int64 (B,), position of the partner of each image.
         own_weight: Float (B,) in [0, 1].
         own_mask: Float (B, 1, H, W) in [0, 1], share of the own image at each pixel; None where no such map exists.
+
+    Raises:
+        DataError: See `check_labels`.
     """
 
     images: Tensor
@@ -50,6 +53,9 @@ class Mixed:
     partner: NDArray[np.int64]
     own_weight: Tensor
     own_mask: Tensor | None
+
+    def __post_init__(self) -> None:
+        check_labels(self.y_own)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -171,6 +177,9 @@ class MixStrategy(Strategy):
             y: Float (B, K): one-hot, smoothed or multi-label; not changed.
             draws: From `draw`.
             context: Strategies that look at saliency, features or maps of the clean images ask the model there.
+
+        Raises:
+            DataError: When the labels are no floats (B, K).
         """
 
     def forward(self, mixed: Mixed, context: Context) -> Output:
@@ -218,6 +227,17 @@ def draw_partner(count: int, generator: np.random.Generator, *, partner: Partner
         partner: "flip" takes the batch in reverse (timm), "perm" a random permutation (the papers).
     """
     return np.arange(count)[::-1].copy() if partner == "flip" else generator.permutation(count)
+
+
+def check_labels(y: Tensor) -> None:
+    """Refuse labels that cannot be mixed: integers would cut every weight down to 0 or 1.
+
+    Raises:
+        DataError: Unless they are floats (B, K).
+    """
+    if y.ndim != 2 or not y.is_floating_point():
+        hint = "one-hot: torch.nn.functional.one_hot(ids, K).float()"
+        raise DataError(f"expected float labels (B, K), got {y.dtype} {tuple(y.shape)}", where="mix", hint=hint)
 
 
 def check_options(name: str, *, alpha: float, prob: float) -> None:

@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from wsol.mix import MIXES
 from wsol.mix._blend import blend
 from wsol.mix._boxes import Box, area
-from wsol.mix.base import Context, Draws, Family, Mixed, MixStrategy, Partner, check_options, draw_partner
+from wsol.mix.base import Context, Draws, Family, Mixed, MixStrategy, Partner, check_labels, check_options, draw_partner
 from wsol.mix.cutmix import cut_box
 
 if TYPE_CHECKING:
@@ -82,6 +82,7 @@ class SnapMix(MixStrategy):
         from wsol.mix._providers import class_maps, require
 
         context = require(context, name="snapmix")
+        check_labels(y)
         size, partner = (x.shape[2], x.shape[3]), draws["partner"]
         own = cut_box(size, draws["lam"], draws["centre"])
         other = cut_box(size, draws["lam_partner"], draws["centre_partner"])

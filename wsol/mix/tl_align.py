@@ -27,6 +27,7 @@ from wsol.mix.base import (
     MixStrategy,
     Output,
     Partner,
+    check_labels,
     check_options,
     draw_partner,
 )
@@ -92,6 +93,7 @@ class TLAlign(MixStrategy):
         from wsol.mix._providers import require
         from wsol.mix._tokens import to_pixels
 
+        check_labels(y)
         partner, size = draws["partner"], (x.shape[2], x.shape[3])
         rows, columns = first_grid(require(context, name="tl_align").classifier, size)
         centre = int(draws["centre"][0] * rows), int(draws["centre"][1] * columns)

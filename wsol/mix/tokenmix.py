@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from wsol.errors import ConfigError
 from wsol.mix import MIXES
-from wsol.mix.base import Context, Draws, Family, Mixed, MixStrategy, Need, Partner, draw_partner
+from wsol.mix.base import Context, Draws, Family, Mixed, MixStrategy, Need, Partner, check_labels, draw_partner
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -77,6 +77,7 @@ class TokenMix(MixStrategy):
         from wsol.mix._providers import require
         from wsol.mix._tokens import cell_grid, clean_attention, present, to_pixels
 
+        check_labels(y)
         context, partner = require(context, name="tokenmix"), draws["partner"]
         size = (x.shape[2], x.shape[3])
         grid = cell_grid(context.classifier, size)
