@@ -198,6 +198,9 @@ def test_mistakes(tmp_path):
         create_affinity("irn", None, img_size=64)
     with pytest.raises(ModelError, match="no network of affinities here"):
         load_affinity(tmp_path, method="irn")
+    (tmp_path / "weights.pth").write_bytes(b"")
+    with pytest.raises(ModelError, match="no network of affinities"):
+        load_affinity(tmp_path / "weights.pth", method="irn")
     (tmp_path / "model.json").write_text(json.dumps({"kind": "segmenter"}))
     with pytest.raises(ModelError, match="not a network of affinities"):
         load_affinity(tmp_path, method="irn")

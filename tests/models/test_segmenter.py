@@ -9,7 +9,8 @@ import timm
 import torch
 
 from wsol.errors import ModelError
-from wsol.models.classifier import Classifier, save_classifier
+from wsol.models.affinity import create_affinity, save_affinity
+from wsol.models.classifier import Classifier, load_classifier, save_classifier
 from wsol.models.segmenter import create_segmenter, decode, encode, load_segmenter, save_segmenter
 from wsol.models.smp_segmenter import architectures
 
@@ -94,6 +95,32 @@ def test_a_checkpoint_of_another_network_is_refused(tmp_path):
         make(checkpoint=str(tmp_path))
 
 
+@pytest.mark.parametrize("arch", ["unet", "segmenter"])
+def test_a_run_of_another_kind_is_refused(tmp_path, arch):
+    with torch.random.fork_rng():
+        save_affinity(create_affinity("irn", "test_resnet", img_size=64), tmp_path)
+    with pytest.raises(ModelError, match="a network of kind 'affinity', no classifier"):
+        make(arch, None, checkpoint=str(tmp_path))
+    with pytest.raises(ModelError, match="a network of kind 'affinity', no classifier"):
+        load_classifier(checkpoint=tmp_path)
+
+
+def test_a_card_without_its_fields_is_refused(tmp_path):
+    (tmp_path / "model.json").write_text(json.dumps({"kind": "segmenter"}))
+    with pytest.raises(ModelError, match="cannot read the network: 'classes'"):
+        make("unet", None, checkpoint=str(tmp_path))
+
+
+def test_a_run_in_the_home_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    save_classifier(Classifier(timm.create_model("test_resnet", num_classes=5), name="test_resnet"), tmp_path / "run")
+    first = make("unet", None, checkpoint="~/run")
+    assert first.facts.encoder == "tu-test_resnet"
+    save_segmenter(first, tmp_path / "second")
+    again = make("unet", None, checkpoint="~/second").module.state_dict()
+    assert all(torch.equal(value, again[name]) for name, value in first.module.state_dict().items())
+
+
 @pytest.mark.parametrize(
     ("arch", "encoder", "message"),
     [
@@ -123,3 +150,5 @@ def test_folders_that_hold_no_network(tmp_path):
     (tmp_path / "model.json").write_text(json.dumps({"name": "resnet18"}))
     with pytest.raises(ModelError, match="not a segmentation network"):
         load_segmenter(tmp_path)
+    with pytest.raises(ModelError, match="no segmentation network here"):
+        load_segmenter(tmp_path / "model.json")

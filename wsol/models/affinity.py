@@ -12,16 +12,15 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save
+from safetensors.torch import load_file
 from torch import Tensor
 
 from wsol.data.transforms import input_size, to_input
 from wsol.errors import ModelError
 from wsol.models.affinity_net import AffinityNet
-from wsol.models.checkpoints import read_card, resolve
+from wsol.models.checkpoints import read_card, resolve, write_model
 from wsol.models.features import Backbone
 from wsol.models.irnet import IRNet
-from wsol.store.atomic import atomic_write, write_text
 
 Method = Literal["psa", "irn"]
 _CARD, _WEIGHTS = "model.json", "model.safetensors"
@@ -131,10 +130,7 @@ def create_affinity(
 
 def save_affinity(model: AffinityModel, folder: Path) -> None:
     """Write model.json and model.safetensors into a run folder, the weights last."""
-    write_text(folder / _CARD, json.dumps({"kind": "affinity", **asdict(model.facts)}, indent=1) + "\n")
-    tensors = {name: value.detach().cpu().contiguous() for name, value in model.module.state_dict().items()}
-    with atomic_write(folder / _WEIGHTS, durable=True) as stream:
-        stream.write(save(tensors))
+    write_model(folder, {"kind": "affinity", **asdict(model.facts)}, model.module)
 
 
 def load_affinity(folder: Path, *, method: Method, device: torch.device | str = "cpu") -> AffinityModel:
@@ -159,9 +155,9 @@ def load_affinity(folder: Path, *, method: Method, device: torch.device | str = 
         with torch.random.fork_rng(devices=[]):  # the weights drawn here are replaced
             module = _module(facts, Backbone(facts.backbone, output_stride=facts.output_stride), None)
         module.load_state_dict(load_file(folder / _WEIGHTS))
-    except FileNotFoundError as error:
+    except (FileNotFoundError, NotADirectoryError) as error:
         raise ModelError("no network of affinities here", where=folder, hint=hint) from error
-    except (ValueError, TypeError, KeyError, AttributeError, RuntimeError, SafetensorError) as error:
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RuntimeError, SafetensorError) as error:
         reason = " ".join(str(error).split())[:200]
         raise ModelError(f"cannot read the network: {reason}", where=folder) from error
     return AffinityModel(module.to(device).eval(), facts)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import logging
 import zipfile
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -18,12 +19,14 @@ from wsol.data.transforms import Interpolation
 from wsol.errors import ConfigError, ModelError
 from wsol.store.atomic import atomic_write, write_text
 
+_log = logging.getLogger("wsol")
 Weights = dict[str, Tensor]
 _WEIGHTS, _CARD = "model.safetensors", "model.json"
 _INSIDE = ("state_dict_ema", "model_ema", "state_dict", "model")  # timm's order: averaged weights first
 _PREFIXES = ("module.", "_orig_mod.")
 _SLACK = 2**26  # bytes: code in an archive is compressed
 _LARGEST = {"img_size": 2**14, "num_classes": 2**20}
+_ENOUGH = 0.5  # a backbone that finds fewer of its tensors in a classifier is another network
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -202,8 +205,60 @@ def load_weights(module: nn.Module, weights: Weights, *, new_head: bool = False,
     module.load_state_dict({name: weights[name] for name in ours & theirs}, strict=False)
 
 
+def copy_backbone(weights: Weights, backbone: nn.Module, *, name: str, where: object, hint: str) -> None:
+    """Copy the tensors that a classifier shares with a backbone of the same network.
+
+    Args:
+        weights: Of the classifier, named as timm names them.
+        backbone: Feature extractor of timm, alone or as `model` of a wrapper; changed in place.
+        name: What it is, for messages.
+        where: Checkpoint, for messages.
+        hint: What to do when it is another network.
+
+    Raises:
+        ModelError: When less than half of the backbone's tensors are there.
+    """
+
+    def flat(key: str) -> str:  # feature extractors of timm flatten 'stages.0' to 'stages_0'
+        return key.replace(".", "_")
+
+    given = {flat(key): item for key, item in weights.items()}
+    own: Weights = backbone.state_dict()
+    found = {
+        key: given[known]
+        for key, item in own.items()
+        if (known := flat(key.removeprefix("model."))) in given and given[known].shape == item.shape
+    }
+    if len(found) < _ENOUGH * len(own):
+        what = f"only {len(found)} of the {len(own)} tensors of {name} are in the checkpoint"
+        raise ModelError(what, where=where, hint=hint)
+    backbone.load_state_dict({**own, **found})
+    _log.info("%s: %d of %d tensors from %s", name, len(found), len(own), where)
+
+
+def read_kind(run: Path) -> str | None:
+    """Return the kind of network in a run folder: "classifier", "segmenter" or "affinity".
+
+    Args:
+        run: Run folder; None is returned for anything else.
+
+    Raises:
+        ModelError: When its `model.json` cannot be read.
+    """
+    path = run / _CARD
+    if not path.is_file():
+        return None
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise ModelError(f"{_CARD} cannot be read: {error}", where=run) from error
+    if not isinstance(raw, dict):
+        raise ModelError(f"{_CARD} cannot be read: no mapping", where=run)
+    return str(raw.get("kind", "classifier"))
+
+
 def read_card(folder: Path) -> tuple[ModelCard, Path]:
-    """Return what a run folder says about its model, and the path of the weights.
+    """Return what a run folder says about its classifier, and the path of the weights.
 
     Raises:
         ModelError: When the folder holds no trained classifier.
@@ -211,9 +266,11 @@ def read_card(folder: Path) -> tuple[ModelCard, Path]:
     hint = "give a run folder of wsol train"
     if not (folder / _CARD).is_file() or not (folder / _WEIGHTS).is_file():
         raise ModelError(f"no trained classifier ({_CARD} and {_WEIGHTS}) in this folder", where=folder, hint=hint)
+    kind = read_kind(folder)
+    if kind != "classifier":
+        raise ModelError(f"this run holds a network of kind '{kind}', no classifier", where=folder, hint=hint)
     try:
-        raw = json.loads((folder / _CARD).read_text(encoding="utf-8"))
-        card = from_dict(ModelCard, raw)
+        card = from_dict(ModelCard, json.loads((folder / _CARD).read_text(encoding="utf-8")))
         for name, largest in _LARGEST.items():
             if not 0 <= getattr(card, name) <= largest:
                 raise ValueError(f"{name} is {getattr(card, name)}")
@@ -222,15 +279,20 @@ def read_card(folder: Path) -> tuple[ModelCard, Path]:
         raise ModelError(f"{_CARD} cannot be read: {error}", where=folder, hint=hint) from error
 
 
-def write_card(folder: Path, card: ModelCard, module: nn.Module) -> None:
-    """Write the weights and `model.json` of a classifier, each whole or not at all.
+def write_model(folder: Path, card: Mapping[str, Any], module: nn.Module) -> None:
+    """Write `model.json` and the weights of a network into a run folder, each whole or not at all, the weights last.
+
+    Args:
+        folder: Run folder.
+        card: What `model.json` says; plain values.
+        module: The network.
 
     Raises:
         StoreError: When the folder cannot be written.
     """
     from safetensors.torch import save
 
+    write_text(folder / _CARD, json.dumps(card, indent=1, ensure_ascii=False) + "\n")
     tensors = {name: item.detach().cpu().contiguous() for name, item in module.state_dict().items()}
     with atomic_write(folder / _WEIGHTS, durable=True) as stream:
         stream.write(save(tensors))
-    write_text(folder / _CARD, json.dumps(asdict(card), indent=1, ensure_ascii=False) + "\n")

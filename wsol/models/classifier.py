@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
@@ -21,7 +22,7 @@ from wsol.models.checkpoints import (
     read_card,
     read_weights,
     resolve,
-    write_card,
+    write_model,
 )
 from wsol.models.layout import Kind, Size, find_layout, run_features, token_grid
 from wsol.models.taps import evaluating
@@ -302,4 +303,4 @@ def save_classifier(
         classes=tuple(classes),
         multi_label=multi_label,
     )
-    write_card(folder, card, classifier.module)
+    write_model(folder, asdict(card), classifier.module)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 from typing import Any
 
@@ -11,11 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from wsol.errors import ModelError, did_you_mean
+from wsol.models.checkpoints import copy_backbone
 from wsol.models.classifier import load_classifier
 
-_log = logging.getLogger("wsol")
-_IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-_ENOUGH = 0.5  # a backbone that finds fewer of its tensors in a checkpoint is another network
+Statistics = tuple[tuple[float, ...], tuple[float, ...]]
+IMAGENET: Statistics = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 
 class Backbone(nn.Module):
@@ -45,9 +44,7 @@ class Backbone(nn.Module):
         self.strides: tuple[int, ...] = tuple(info.reduction())
         self.channels: tuple[int, ...] = tuple(info.channels())
         self._channels_last = str(getattr(self.body, "output_fmt", "NCHW")).endswith("NHWC")
-        config = timm.models.get_pretrained_cfg(name)
-        self.mean = _IMAGENET_MEAN if config is None else tuple(config.mean)
-        self.std = _IMAGENET_STD if config is None else tuple(config.std)
+        self.mean, self.std = statistics(name)
         for module in self.body.modules():
             if isinstance(module, nn.modules.batchnorm._BatchNorm):
                 module.requires_grad_(False)
@@ -84,21 +81,20 @@ class Backbone(nn.Module):
             ModelError: When the checkpoint holds another network.
         """
         classifier = load_classifier(name, checkpoint=checkpoint)
-        # Feature extractors of timm flatten 'stages.0' to 'stages_0', so names are compared without dots.
-        given = {_flat(key): value for key, value in classifier.module.state_dict().items()}
-        own = self.body.state_dict()
-        found = {
-            key: given[flat]
-            for key, value in own.items()
-            if (flat := _flat(key.removeprefix("model."))) in given and given[flat].shape == value.shape
-        }
-        if len(found) < _ENOUGH * len(own):
-            raise ModelError(
-                f"only {len(found)} of the {len(own)} tensors of '{self.name}' are there", where=checkpoint
-            )
-        self.body.load_state_dict({**own, **found})
+        copy_backbone(
+            classifier.module.state_dict(),
+            self.body,
+            name=f"backbone '{self.name}'",
+            where=checkpoint,
+            hint="the backbone must be the classifier's network: --model with the same timm name",
+        )
         self.mean, self.std = classifier.mean, classifier.std
-        _log.info("backbone: %d of %d tensors from %s", len(found), len(own), checkpoint)
+
+
+def statistics(name: str) -> Statistics:
+    """Return mean and std of the inputs of a timm model's own weights; those of ImageNet where timm knows none."""
+    config = timm.models.get_pretrained_cfg(name)
+    return IMAGENET if config is None else (tuple(config.mean), tuple(config.std))
 
 
 def to_size(values: Tensor, size: tuple[int, int]) -> Tensor:
@@ -124,7 +120,3 @@ def _build(name: str, pretrained: bool, output_stride: int | None) -> Any:
             hint = "without a network, give --checkpoint FILE" if pretrained else "another --output-stride or --model"
             raise ModelError(f"cannot build the features: {reason}", where=name, hint=hint) from error
     raise ModelError(f"cannot build the features: {reason}", where=name, hint="leave out --output-stride")
-
-
-def _flat(name: str) -> str:
-    return name.replace(".", "_")

@@ -14,14 +14,15 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from wsol.errors import ModelError, did_you_mean
+from wsol.models.checkpoints import read_card, read_kind, write_model
 from wsol.models.classifier import load_classifier
-from wsol.models.smp_segmenter import IMAGENET, architectures, build_smp, smp_stride, statistics, take_encoder
+from wsol.models.features import IMAGENET
+from wsol.models.smp_segmenter import architectures, build_smp, smp_stride, statistics, take_encoder
 from wsol.models.vit_segmenter import Decoder, ViTSegmenter
-from wsol.store.atomic import atomic_write, write_text
 
 VIT = "segmenter"
 _CNN_ENCODER, _VIT_ENCODER = "resnet34", "vit_small_patch16_224"
@@ -96,13 +97,16 @@ def create_segmenter(
         ModelError: On an unknown name, weights that cannot be fetched, or a checkpoint of another network.
     """
     arch = _known(arch)
-    card = {} if checkpoint is None else _card(Path(checkpoint))
-    whole = card.get("kind") == "segmenter"
-    if encoder is None:
-        prefix = "" if arch == VIT else "tu-"
-        usual = _VIT_ENCODER if arch == VIT else _CNN_ENCODER
-        encoder = card["encoder"] if whole else prefix + card["name"] if card else usual
-    source = None if whole else checkpoint
+    run = None if checkpoint is None else Path(checkpoint).expanduser()
+    kind = None if run is None else read_kind(run)
+    given = load_segmenter(run) if run is not None and kind == "segmenter" else None
+    if encoder is None and given is not None:
+        encoder = given.facts.encoder
+    elif encoder is None and run is not None and kind is not None:
+        encoder = ("" if arch == VIT else "tu-") + read_card(run)[0].name
+    elif encoder is None:
+        encoder = _VIT_ENCODER if arch == VIT else _CNN_ENCODER
+    source = None if given is not None else checkpoint
     if arch == VIT:
         encoder = encoder.removeprefix("tu-")
         new = 0 if source is None else None  # no head, or as the checkpoint has it: it is removed anyway
@@ -115,8 +119,7 @@ def create_segmenter(
         module = build_smp(arch, encoder, len(classes) + 1, encoder_weights)
         mean, std = statistics(encoder) if source is None else take_encoder(module, encoder, source)
     facts = SegmenterFacts(arch, encoder, tuple(classes), img_size, mean, std, decoder if arch == VIT else None)
-    if whole and checkpoint is not None:
-        given = load_segmenter(Path(checkpoint))
+    if given is not None:
         own = (facts.arch, facts.encoder, facts.decoder, facts.classes)
         theirs = (given.facts.arch, given.facts.encoder, given.facts.decoder, given.facts.classes)
         if own != theirs:
@@ -141,10 +144,7 @@ def decode(module: Any, features: list[Tensor], size: tuple[int, int]) -> Tensor
 
 def save_segmenter(segmenter: Segmenter, folder: Path) -> None:
     """Write model.json and model.safetensors into a run folder, the weights last."""
-    write_text(folder / "model.json", json.dumps({"kind": "segmenter", **asdict(segmenter.facts)}, indent=1) + "\n")
-    tensors = {name: value.detach().cpu().contiguous() for name, value in segmenter.module.state_dict().items()}
-    with atomic_write(folder / "model.safetensors", durable=True) as stream:
-        stream.write(save(tensors))
+    write_model(folder, {"kind": "segmenter", **asdict(segmenter.facts)}, segmenter.module)
 
 
 def load_segmenter(folder: Path, *, device: torch.device | str = "cpu") -> Segmenter:
@@ -161,10 +161,10 @@ def load_segmenter(folder: Path, *, device: torch.device | str = "cpu") -> Segme
         facts = SegmenterFacts(**raw)
         module = _rebuild(facts)
         module.load_state_dict(load_file(folder / "model.safetensors"))
-    except FileNotFoundError as error:
+    except (FileNotFoundError, NotADirectoryError) as error:
         hint = "give a run folder of wsol segment train whose training has ended"
         raise ModelError("no segmentation network here", where=folder, hint=hint) from error
-    except (ValueError, TypeError, KeyError, AttributeError, RuntimeError, SafetensorError) as error:
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RuntimeError, SafetensorError) as error:
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise ModelError(f"cannot read the network: {reason}", where=folder) from error
     segmenter = _wrap(module, facts, device)
@@ -185,20 +185,6 @@ def _known(arch: str) -> str:
     if arch.lower() not in names:
         raise ModelError(f"unknown architecture '{arch}'", where="--arch", hint=did_you_mean(arch.lower(), names))
     return arch.lower()
-
-
-def _card(run: Path) -> dict[str, Any]:
-    """Return model.json of a run folder; empty for anything else."""
-    path = run.expanduser() / "model.json"
-    if not path.is_file():
-        return {}
-    try:
-        card: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise ModelError(f"model.json cannot be read: {error}", where=run) from error
-    if not isinstance(card, dict):
-        raise ModelError("model.json cannot be read: no mapping", where=run)
-    return card
 
 
 def _wrap(module: Any, facts: SegmenterFacts, device: torch.device | str) -> Segmenter:

@@ -6,25 +6,23 @@ made the pseudo-masks.
 
 from __future__ import annotations
 
-import logging
 import warnings
 from pathlib import Path
 from typing import Any
 
 import segmentation_models_pytorch as smp
 import timm
-from torch import Tensor, nn
+from torch import nn
 
 from wsol.errors import ModelError, did_you_mean
+from wsol.models.checkpoints import copy_backbone
 from wsol.models.classifier import load_classifier
 from wsol.models.deeplabv2 import DeepLabV2
+from wsol.models.features import IMAGENET, Statistics
+from wsol.models.features import statistics as timm_statistics
 
-Statistics = tuple[tuple[float, ...], tuple[float, ...]]
-_log = logging.getLogger("wsol")
-IMAGENET: Statistics = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 _DEEPLABV2, _DPT = "deeplabv2", "dpt"
 _COARSER = {"pan": 128}  # pools three times below the encoder's last map
-_ENOUGH = 0.5  # an encoder that finds fewer of its tensors in a checkpoint is another network
 
 
 def architectures() -> list[str]:
@@ -83,8 +81,7 @@ def smp_stride(module: Any, arch: str) -> int:
 
 def statistics(encoder: str) -> Statistics:
     """Return mean and std of a timm encoder's own weights, else those of ImageNet."""
-    config = timm.models.get_pretrained_cfg(encoder[3:]) if encoder.startswith("tu-") else None
-    return IMAGENET if config is None else (tuple(config.mean), tuple(config.std))
+    return timm_statistics(encoder[3:]) if encoder.startswith("tu-") else IMAGENET
 
 
 def take_encoder(module: Any, encoder: str, checkpoint: str) -> Statistics:
@@ -101,26 +98,13 @@ def take_encoder(module: Any, encoder: str, checkpoint: str) -> Statistics:
     Raises:
         ModelError: When the classifier is another network.
     """
-    run = (Path(checkpoint) / "model.json").is_file()
+    run = Path(checkpoint).expanduser().is_dir()
     classifier = load_classifier(None if run else encoder.removeprefix("tu-"), checkpoint=checkpoint)
-    # Feature extractors of timm flatten 'stages.0' to 'stages_0', so names are compared without dots.
-    given = {_flat(name): value for name, value in classifier.module.state_dict().items()}
-    own: dict[str, Tensor] = module.encoder.state_dict()
-    found = {
-        name: given[key]
-        for name, value in own.items()
-        if (key := _flat(name.removeprefix("model."))) in given and given[key].shape == value.shape
-    }
-    if len(found) < _ENOUGH * len(own):
-        raise ModelError(
-            f"only {len(found)} of the {len(own)} tensors of encoder '{encoder}' are in the checkpoint",
-            where=checkpoint,
-            hint="the encoder must be the classifier's network: --encoder tu-NAME with the same timm name",
-        )
-    module.encoder.load_state_dict({**own, **found})
-    _log.info("encoder: %d of %d tensors from %s", len(found), len(own), checkpoint)
+    copy_backbone(
+        classifier.module.state_dict(),
+        module.encoder,
+        name=f"encoder '{encoder}'",
+        where=checkpoint,
+        hint="the encoder must be the classifier's network: --encoder tu-NAME with the same timm name",
+    )
     return classifier.mean, classifier.std
-
-
-def _flat(name: str) -> str:
-    return name.replace(".", "_")
