@@ -152,3 +152,11 @@ def test_folders_that_hold_no_network(tmp_path):
         load_segmenter(tmp_path)
     with pytest.raises(ModelError, match="no segmentation network here"):
         load_segmenter(tmp_path / "model.json")
+
+
+@pytest.mark.parametrize(("arch", "encoder"), [("unet", "tu-test_resnet"), ("segmenter", "test_vit")])
+def test_loading_draws_nothing_from_torchs_generator(tmp_path, arch, encoder):
+    save_segmenter(make(arch, encoder), tmp_path)
+    before = torch.get_rng_state()
+    load_segmenter(tmp_path)
+    assert torch.equal(torch.get_rng_state(), before)

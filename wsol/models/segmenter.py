@@ -159,7 +159,8 @@ def load_segmenter(folder: Path, *, device: torch.device | str = "cpu") -> Segme
             raise ModelError("not a segmentation network", where=folder, hint="give a run folder of wsol segment train")
         raw.update({name: tuple(raw[name]) for name in ("classes", "mean", "std")})
         facts = SegmenterFacts(**raw)
-        module = _rebuild(facts)
+        with torch.random.fork_rng(devices=[]):  # the weights drawn here are replaced
+            module = _rebuild(facts)
         module.load_state_dict(load_file(folder / "model.safetensors"))
     except (FileNotFoundError, NotADirectoryError) as error:
         hint = "give a run folder of wsol segment train whose training has ended"
