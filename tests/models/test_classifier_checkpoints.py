@@ -206,3 +206,17 @@ def test_a_headless_transformer_in_half_precision_at_another_size(real_data):
     with_head = load_classifier("vit_small_patch14_dinov2", checkpoint=path, img_size=224, num_classes=3)
     assert with_head.module(torch.zeros(1, 3, 98, 140)).shape == (1, 3)
     torch.testing.assert_close(with_head.module.pos_embed, known.module.pos_embed)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"num_classes": -1}, "num_classes: must be at least 0, got -1"),
+        ({"img_size": 0}, "img_size: must be at least 1, got 0"),
+        ({"img_size": -5}, "img_size: must be at least 1, got -5"),
+        ({"device": "gpu"}, "unknown device 'gpu'"),
+    ],
+)
+def test_options_out_of_range(options, message):
+    with pytest.raises(ModelError, match=message):
+        load_classifier("test_vit", **options)

@@ -138,11 +138,16 @@ def test_older_names_and_shapes_load_into_custom_text_models(tmp_path):
         ("clip", {"missing": True}, "no such checkpoint"),
         ("clip", {"garbage": True}, "cannot read"),
         ("clip", {"resnet": True}, "ResNet"),
+        ("clip", {"new": {"text_projection": torch.zeros(8)}}, "not OpenAI's weights: tuple index"),
+        ("clip", {"new": {"ln_final.weight": torch.zeros(200)}}, "not OpenAI's weights: embed_dim must be divisible"),
+        ("clip", {"new": {"ln_final.weight": torch.zeros(8)}}, "not OpenAI's weights: embed_dim and num_heads"),
+        ("clip", {"new": {"positional_embedding": torch.zeros(())}}, "not OpenAI's weights: len"),
     ],
 )
 def test_a_mistake_is_one_line(name, change, message, tmp_path):
     weights = state(name="Tiny-RN") if change.get("resnet") else state()
     weights = original(weights) if change.get("original") else weights
+    weights = weights | change.get("new", {})
     weights.pop(change.get("drop"), None)
     path = tmp_path / "model.pt"
     torch.save(weights, path)

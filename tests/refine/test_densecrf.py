@@ -12,7 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from wsol.errors import ConfigError, DataError
+from wsol.errors import ConfigError, DataError, ModelError
 from wsol.refine import create
 from wsol.refine.densecrf import (
     PRESETS,
@@ -290,7 +290,7 @@ def test_energies_that_are_not_finite_or_do_not_fit_are_refused() -> None:
                 call(image, scores)
     with pytest.raises(DataError, match="energies"):
         DenseCRF().infer_tensor(torch.from_numpy(image), torch.zeros(3, 13, 16))
-    with pytest.raises(ConfigError, match="device"):
+    with pytest.raises(ModelError, match="device"):
         DenseCRF(device="gpu")(image, np.zeros((2, 13, 17), np.float32))
 
 

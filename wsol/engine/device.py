@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from wsol.errors import ModelError
+from wsol.models.device import find_device
 
 
 def resolve_device(name: str) -> torch.device:
@@ -18,10 +18,4 @@ def resolve_device(name: str) -> torch.device:
     """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise ModelError(f"unknown device '{name}'", hint="cpu, cuda or cuda:0") from error
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise ModelError(f"device '{name}' is not available", hint="this torch sees no GPU; use --device cpu")
-    return device
+    return find_device(name)

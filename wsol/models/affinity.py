@@ -19,6 +19,7 @@ from wsol.data.transforms import input_size, to_input
 from wsol.errors import ModelError
 from wsol.models.affinity_net import AffinityNet
 from wsol.models.checkpoints import read_card, resolve, write_model
+from wsol.models.device import find_device
 from wsol.models.features import Backbone
 from wsol.models.irnet import IRNet
 
@@ -114,7 +115,7 @@ def create_affinity(
     Raises:
         ModelError: On an unknown name, weights that cannot be had, or a checkpoint of another network.
     """
-    path = None if checkpoint is None else resolve(checkpoint)
+    device, path = find_device(device), None if checkpoint is None else resolve(checkpoint)
     if name is None:
         if path is None or not path.is_dir():
             raise ModelError("no model name", hint="give --model NAME, or --checkpoint with a run of wsol train")
@@ -144,7 +145,7 @@ def load_affinity(folder: Path, *, method: Method, device: torch.device | str = 
     Raises:
         ModelError: When the folder holds none, or one of the other method.
     """
-    hint = "give a run folder of wsol refine train-affinity whose training has ended"
+    device, hint = find_device(device), "give a run folder of wsol refine train-affinity whose training has ended"
     try:
         raw: dict[str, Any] = json.loads((folder / _CARD).read_text(encoding="utf-8"))
         if raw.pop("kind", None) != "affinity":

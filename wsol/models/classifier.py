@@ -24,6 +24,7 @@ from wsol.models.checkpoints import (
     resolve,
     write_model,
 )
+from wsol.models.device import find_device
 from wsol.models.layout import Kind, Size, find_layout, run_features, token_grid
 from wsol.models.taps import evaluating
 
@@ -227,8 +228,13 @@ def load_classifier(
         The classifier. New weights are drawn from torch's generator, which is given back as it was.
 
     Raises:
-        ModelError: When the model, the checkpoint or the network connection is not there, or does not fit.
+        ModelError: When the model, the checkpoint, the device or the network connection is not there, or does not
+            fit; when a number is out of range.
     """
+    for option, value, least in (("num_classes", num_classes, 0), ("img_size", img_size, 1)):
+        if value is not None and value < least:
+            raise ModelError(f"must be at least {least}, got {value}", where=option)
+    device = find_device(device)
     if name is not None and name.partition(":")[0] == "clip":
         if prompts is None:
             raise ModelError("a CLIP model needs texts", where=name, hint="prompts=Prompts(classes=..., texts=...)")

@@ -25,6 +25,7 @@ from wsol.models.classifier import Classifier
 from wsol.models.clip import OPENAI_MEAN, OPENAI_STD, describe, set_texts
 from wsol.models.clip_convert import image_tower
 from wsol.models.clip_text import TextTower, default_cache
+from wsol.models.device import find_device
 
 _OPENAI_FACTS = ("input_resolution", "context_length", "vocab_size")  # buffers that only OpenAI's own files hold
 
@@ -98,6 +99,7 @@ def load_towers(
         ModelError: When the model, its weights or the network connection is not there, does not fit, or the image
             tower is no plain vision transformer.
     """
+    device = find_device(device)
     kind, _, rest = name.partition(":")
     if kind != "clip":
         raise ModelError("no CLIP model", where=name, hint="give clip:NAME with open_clip's name, or clip")
@@ -249,8 +251,9 @@ def _infer(weights: Weights, path: Path) -> nn.Module:
         )
         module: nn.Module = CLIP(weights["text_projection"].shape[1], vision, text, quick_gelu=True)
         return module
-    except (KeyError, ValueError) as error:
-        raise ModelError(f"these are not OpenAI's weights: no {error}", where=path, hint=hint) from error
+    except (KeyError, ValueError, TypeError, IndexError, AssertionError) as error:
+        reason = f"no {error}" if isinstance(error, KeyError) else str(error)
+        raise ModelError(f"these are not OpenAI's weights: {reason}", where=path, hint=hint) from error
 
 
 def _depth(weights: Weights, prefix: str) -> int:

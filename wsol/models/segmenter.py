@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from wsol.errors import ModelError, did_you_mean
 from wsol.models.checkpoints import read_card, read_kind, write_model
 from wsol.models.classifier import load_classifier
+from wsol.models.device import find_device
 from wsol.models.features import IMAGENET
 from wsol.models.smp_segmenter import architectures, build_smp, smp_stride, statistics, take_encoder
 from wsol.models.vit_segmenter import Decoder, ViTSegmenter
@@ -96,7 +97,7 @@ def create_segmenter(
     Raises:
         ModelError: On an unknown name, weights that cannot be fetched, or a checkpoint of another network.
     """
-    arch = _known(arch)
+    arch, device = _known(arch), find_device(device)
     run = None if checkpoint is None else Path(checkpoint).expanduser()
     kind = None if run is None else read_kind(run)
     given = load_segmenter(run) if run is not None and kind == "segmenter" else None
@@ -153,6 +154,7 @@ def load_segmenter(folder: Path, *, device: torch.device | str = "cpu") -> Segme
     Raises:
         ModelError: When the folder holds none.
     """
+    device = find_device(device)
     try:
         raw: dict[str, Any] = json.loads((folder / "model.json").read_text(encoding="utf-8"))
         if raw.pop("kind", None) != "segmenter":

@@ -110,11 +110,10 @@ class DenseCRF:
         if self.device != "cpu":
             import torch
 
-            try:
-                tensors = [torch.tensor(np.ascontiguousarray(x), device=self.device) for x in (image, unary)]
-            except (RuntimeError, AssertionError) as error:
-                reason = str(error).partition("\n")[0]
-                raise ConfigError(f"cannot use '{self.device}': {reason}", where="device") from error
+            from wsol.models.device import find_device
+
+            device = find_device(self.device)
+            tensors = [torch.tensor(np.ascontiguousarray(x), device=device) for x in (image, unary)]
             return np.asarray(self.infer_tensor(*tensors).cpu().numpy())
         setting, (height, width) = self.setting, image.shape[:2]
         pixels = image if self.image == "rgb" else caffe_wrap(image)

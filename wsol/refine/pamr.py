@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from wsol.models.device import find_device
 from wsol.refine import REFINERS
 from wsol.refine._dilated import DILATIONS, average, check_arguments, check_options, neighbours
 from wsol.refine.base import check_inputs
@@ -42,8 +43,9 @@ class PAMR:
     def __call__(self, image: NDArray[np.uint8], scores: NDArray[np.float32]) -> NDArray[np.float32]:
         """Return the averaged scores, whose sum over C stays; see `wsol.refine.base.Refiner`."""
         check_inputs(image, scores)
-        pixels = torch.from_numpy(image.astype(np.float32)).permute(2, 0, 1)[None].to(self.device)
-        masks = torch.from_numpy(np.array(scores, dtype=np.float32))[None].to(self.device)
+        device = find_device(self.device)
+        pixels = torch.from_numpy(image.astype(np.float32)).permute(2, 0, 1)[None].to(device)
+        masks = torch.from_numpy(np.array(scores, dtype=np.float32))[None].to(device)
         refined = pamr(pixels, masks, iterations=self.iterations, dilations=self.dilations)
         # Rounding may leave [0, 1] by an ulp.
         return np.asarray(refined[0].clamp_(0, 1).cpu().numpy())

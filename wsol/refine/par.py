@@ -18,6 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from wsol.models.device import find_device
 from wsol.refine import REFINERS
 from wsol.refine._dilated import DILATIONS, STEPS, average, check_arguments, check_options, neighbours
 from wsol.refine.base import check_inputs
@@ -49,8 +50,9 @@ class PAR:
         The published affinities sum to 1.01; the growth by 1.01 an iteration, the same everywhere, is taken out.
         """
         check_inputs(image, scores)
-        pixels = torch.from_numpy(image.astype(np.float32)).permute(2, 0, 1)[None].to(self.device)
-        masks = torch.from_numpy(np.array(scores, dtype=np.float32))[None].to(self.device)
+        device = find_device(self.device)
+        pixels = torch.from_numpy(image.astype(np.float32)).permute(2, 0, 1)[None].to(device)
+        masks = torch.from_numpy(np.array(scores, dtype=np.float32))[None].to(device)
         refined = par(pixels, masks, iterations=self.iterations, dilations=self.dilations)
         refined /= (1 + _POSITION_WEIGHT) ** self.iterations
         # Rounding may leave [0, 1] by an ulp.
