@@ -6,6 +6,7 @@ import pytest
 import timm
 import torch
 
+from wsol.errors import ModelError
 from wsol.models.classifier import Classifier, load_classifier, save_classifier
 from wsol.models.token_heads import ClassTokens, PatchHead
 
@@ -133,3 +134,11 @@ def test_a_run_folder_brings_them_back(name, tmp_path):
     other = load_classifier(checkpoint=tmp_path, num_classes=7)
     assert other.num_classes == 7
     torch.testing.assert_close(other.module.blocks[3].mlp.fc1.weight, known.module.blocks[3].mlp.fc1.weight)
+
+
+@pytest.mark.parametrize("name", ["tscam", "mctformer_v1", "mctformer_v2"])
+@pytest.mark.parametrize("other", ["test_resnet", "test_convnext", "test_vit"])
+def test_weights_of_another_network_are_refused(name, other, tmp_path):
+    torch.save(timm.create_model(other, num_classes=5).state_dict(), tmp_path / "other.pth")
+    with pytest.raises(ModelError, match="the weights do not fit .* missing"):
+        load_classifier(f"{name}_small_patch16_224", checkpoint=tmp_path / "other.pth")

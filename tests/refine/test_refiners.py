@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -183,8 +185,10 @@ def test_labels_of_a_chain() -> None:
         completed.label(scores, [4, 7], saliency=np.ones((9, 14)))
 
 
-@pytest.mark.parametrize("rule", [{}, {"background": 0.3, "alpha": 1}, {"background": 1.5}, {"alpha": 0}])
-def test_bad_background_rules_are_refused(rule: dict[str, float]) -> None:
+@pytest.mark.parametrize(
+    "rule", [{}, {"background": 0.3, "alpha": 1}, {"background": 1.5}, {"background": "otsuu"}, {"alpha": 0}]
+)
+def test_bad_background_rules_are_refused(rule: dict[str, Any]) -> None:
     with pytest.raises(ConfigError):
         with_background(np.zeros((1, 4, 6), np.float32), **rule)
 

@@ -71,8 +71,10 @@ class PatchHead(VisionTransformer):
             weights: Parameter name to tensor.
         """
         known = self.state_dict()
-        flat = {name for name, item in weights.items() if name.startswith("head.") and weights["head.weight"].ndim == 2}
-        kept = {name: item for name, item in weights.items() if name in known and name not in flat}
+        linear = "head.weight" in weights and weights["head.weight"].ndim == 2
+        kept = {
+            name: item for name, item in weights.items() if name in known and not (linear and name.startswith("head."))
+        }
         return checkpoint_filter_fn(kept, self)
 
     def _pos_embed(self, x: Tensor) -> Tensor:
@@ -127,7 +129,8 @@ class ClassTokens(PatchHead):
             weights: Parameter name to tensor.
         """
         others = sum(name in weights for name in ("cls_token", "dist_token"))
-        return super().adapt({**weights, "pos_embed": weights["pos_embed"][:, others:]})
+        patches = {"pos_embed": weights["pos_embed"][:, others:]} if "pos_embed" in weights else {}
+        return super().adapt({**weights, **patches})
 
     def _pos_embed(self, x: Tensor) -> Tensor:
         x = super()._pos_embed(x)

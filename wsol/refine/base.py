@@ -158,7 +158,7 @@ def with_background(
     if background == "otsu":
         scores[0] = otsu_threshold(strongest)
     elif background is not None:
-        if not 0 <= background <= 1:
+        if isinstance(background, str) or not 0 <= background <= 1:
             raise ConfigError(f"the background score must be in [0, 1], got {background}", where="background")
         scores[0] = background
     elif alpha is not None:
