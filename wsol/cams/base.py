@@ -88,18 +88,24 @@ class BoundMethod:
     classifier: Classifier
 
     def __call__(self, images: Tensor, class_ids: ClassChoice) -> RawMaps:
-        """Make the maps of a batch: one forward pass for all classes of all images.
+        """Make the maps of a batch.
 
         Args:
             images: Float (B, 3, h, w) on the model's device, normalized as the model expects.
             class_ids: Class ids of each image (none is fine), or a function of the logits (B, C) that chooses them.
 
         Raises:
-            ModelError: When a class id or the size of the input does not fit the model.
+            ModelError: When the images are no such tensor, or a class id or the size of the input does not fit the
+                model.
         """
         known = self.classifier
-        if images.ndim != 4:
-            raise ModelError(f"expected images (B, 3, h, w), got {tuple(images.shape)}")
+        if not isinstance(images, Tensor) or images.ndim != 4 or not images.is_floating_point():
+            facts = (type(images).__name__, getattr(images, "dtype", ""), tuple(getattr(images, "shape", ())))
+            raise ModelError("expected a float Tensor of images (B, 3, h, w), got {} {} {}".format(*facts))
+        if images.device != known.device:
+            raise ModelError(
+                f"the images are on {images.device}, the model on {known.device}", hint="images.to(device)"
+            )
         try:
             with evaluating(known.module):
                 return self.method.maps(known, images, class_ids)
@@ -126,10 +132,14 @@ def choose(class_ids: ClassChoice, logits: Tensor) -> tuple[tuple[int, ...], ...
         logits: (B, C); a model without a head (C = 0) takes any id, for methods that ignore the class.
 
     Raises:
-        ModelError: When there is not one row of ids an image, or an id is no class of the model.
+        ModelError: When there is not one row of ids an image, or an id is no number or no class of the model.
     """
     rows = class_ids(logits) if callable(class_ids) else class_ids
-    ids = tuple(tuple(int(value) for value in row) for row in rows)
+    try:
+        ids = tuple(tuple(int(value) for value in row) for row in rows)
+    except (TypeError, ValueError) as error:
+        hint = "one list of class ids an image, as in [[3], [1, 4]]"
+        raise ModelError(f"expected class ids of each image, got {rows!r:.80}", hint=hint) from error
     if len(ids) != len(logits):
         raise ModelError(f"expected class ids for {len(logits)} images, got {len(ids)} rows")
     count = logits.shape[1]

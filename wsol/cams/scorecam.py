@@ -66,7 +66,7 @@ class ScoreCAM(LayerMethod):
         with torch.inference_mode():
             for chunk in torch.split(masks[:, None], self.batch_size):
                 enlarged = F.interpolate(chunk, size=image.shape[-2:], mode="bilinear", align_corners=False)
-                scores.append(classifier.module(image * enlarged)[:, class_ids].float())
+                scores.append(classifier.module(image * enlarged.to(image))[:, class_ids].float())
         weights = torch.cat(scores).softmax(0)
         with torch.autocast(image.device.type, enabled=False):
             return torch.einsum("dk,dhw->khw", weights, channels)
