@@ -306,6 +306,14 @@ def test_tensors_are_left_alone_and_carry_no_gradient() -> None:
     np.testing.assert_allclose(got.numpy(), crf(image, scores), atol=2e-5)
 
 
+def test_torch_computes_in_float32_under_autocast() -> None:
+    image, scores = scene(13, 3)
+    crf = DenseCRF(device="cpu:0")
+    plain = crf(image, scores)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        np.testing.assert_array_equal(crf(image, scores), plain)
+
+
 def test_arguments_are_left_alone() -> None:
     image, scores = scene(12, 5)
     copies = image.copy(), scores.copy()

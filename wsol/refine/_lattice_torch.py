@@ -18,7 +18,7 @@ from wsol.refine._crf_presets import PACK, Setting
 
 @torch.no_grad()
 def dense_crf(image: Tensor, unary: Tensor, setting: Setting) -> Tensor:
-    """Infer the marginals of the dense CRF.
+    """Infer the marginals of the dense CRF, in float32 also under autocast.
 
     Args:
         image: uint8 (H, W, 3).
@@ -32,13 +32,14 @@ def dense_crf(image: Tensor, unary: Tensor, setting: Setting) -> Tensor:
     colours = image.reshape(-1, 3).float() / setting.srgb
     positions = _grid(height, width, setting.sxy_bilateral, image.device)
     padding = (0, 0, 0, -len(positions) % PACK)
-    kernels = [
-        TorchLattice(_grid(height, width, setting.sxy_gaussian, image.device)),
-        TorchLattice(F.pad(torch.cat([positions, colours], dim=1), padding), count=len(positions)),
-    ]
     compat = (setting.compat_gaussian, setting.compat_bilateral)
     energies = unary.float().reshape(len(unary), -1)
-    return mean_field(energies, kernels, compat, iterations=setting.iterations).reshape(unary.shape)
+    with torch.autocast(image.device.type, enabled=False):  # it would round the sparse products to half precision
+        kernels = [
+            TorchLattice(_grid(height, width, setting.sxy_gaussian, image.device)),
+            TorchLattice(F.pad(torch.cat([positions, colours], dim=1), padding), count=len(positions)),
+        ]
+        return mean_field(energies, kernels, compat, iterations=setting.iterations).reshape(unary.shape)
 
 
 class TorchLattice:
