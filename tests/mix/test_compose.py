@@ -44,7 +44,9 @@ def test_strategies_as_text(text, expected):
         ("[cutmix, mixup]", "expected one strategy"),
         ("{cutmix: {}, mixup: {}}", "expected one strategy"),
         ("cutmix: 3", "expected options"),
+        ("cutmix: {1: 2}", "expected options"),
         ("cutmix: {", "not YAML"),
+        ("[" * 5000, "not YAML"),
         ("hat", "replaces the whole step"),
     ],
 )

@@ -115,6 +115,8 @@ def test_the_loss_of_the_clean_images(resnet, name):
     assert type(mix.create(name, clean=0.0).mix(x, y, draws, context)) is Mixed
     with pytest.raises(ConfigError, match="clean must not be negative"):
         mix.create(name, clean=-1.0)
+    with pytest.raises(ConfigError, match="clean must not be negative, got nan"):
+        mix.create(name, clean=float("nan"))
 
 
 @pytest.mark.parametrize("name", NAMES)

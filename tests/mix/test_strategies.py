@@ -44,6 +44,7 @@ def test_registry_lists_the_three_without_importing_torch():
         ("cutmux", {}, "did you mean 'cutmix'"),
         ("mixup", {"alhpa": 1.0}, "did you mean 'alpha'"),
         ("mixup", {"alpha": 0.0}, "alpha must be positive"),
+        ("mixup", {"alpha": float("inf")}, "alpha must be positive and finite"),
         ("cutmix", {"prob": 1.5}, r"prob must lie in \[0, 1\]"),
         ("cutmix", {"box": "round"}, "cannot be 'round'"),
     ],

@@ -53,14 +53,14 @@ def split_text(text: str) -> tuple[str, dict[str, Any]]:
     """
     try:
         parsed = yaml.safe_load(text)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, RecursionError) as error:
         raise ConfigError(f"not YAML: {' '.join(str(error).split())}", where=text) from error
     hint = "for example cutmix, or 'cutmix: {alpha: 0.5}'"
     pairs = {parsed: None} if isinstance(parsed, str) else parsed
     if not isinstance(pairs, dict) or len(pairs) != 1:
         raise ConfigError(f"expected one strategy, got {text!r}", where="mix strategy", hint=hint)
     ((name, options),) = pairs.items()
-    if not isinstance(options, dict | None):
+    if not isinstance(options, dict | None) or not all(isinstance(key, str) for key in options or ()):
         raise ConfigError(f"expected options, got {options!r}", where=text, hint=hint)
     return str(name), dict(options or {})
 

@@ -37,8 +37,8 @@ class SalientMix(MixStrategy):
     """Weight of the loss of the clean images beside that of the mixed ones; it comes with the pass for the saliency."""
 
     def __post_init__(self) -> None:
-        if self.clean < 0:
-            raise ConfigError(f"clean must not be negative, got {self.clean}", where="mix")
+        if not self.clean >= 0:
+            raise ConfigError(f"clean must not be negative, got {self.clean}", where=type(self).__name__)
 
     def look(self, context: Context, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor | None]:
         """Return the saliency, float32 (B, H, W), and the clean loss where it is trained on."""

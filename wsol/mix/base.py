@@ -6,6 +6,7 @@ strategies and their options costs nothing.
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -246,7 +247,8 @@ def check_options(name: str, *, alpha: float, prob: float) -> None:
     Raises:
         ConfigError: Naming the option.
     """
-    if not alpha > 0:
-        raise ConfigError(f"alpha must be positive, got {alpha}", where=name, hint="mix 'none' switches mixing off")
+    if not 0 < alpha < math.inf:
+        hint = "mix 'none' switches mixing off"
+        raise ConfigError(f"alpha must be positive and finite, got {alpha}", where=name, hint=hint)
     if not 0 <= prob <= 1:
         raise ConfigError(f"prob must lie in [0, 1], got {prob}", where=name)
