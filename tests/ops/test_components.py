@@ -164,6 +164,15 @@ def test_what_is_no_map_is_refused(levels):
             function(levels)
 
 
+@pytest.mark.parametrize("shape", [(1, 32764), (32764, 1)])
+def test_the_longest_side(shape):
+    levels = np.zeros(shape, np.uint8)
+    levels[-1, -1] = 9
+    assert contour_boxes(levels).at(4).tolist() == [[shape[1] - 1, shape[0] - 1, shape[1], shape[0]]]
+    with pytest.raises(EvalError, match="from 1 to 32764"):
+        contour_boxes(np.zeros((1, 32765), np.uint8))
+
+
 @given(arrays(np.float64, (5, 7), elements=st.floats(0, 1)))
 def test_truncation_is_that_of_numpy(scores):
     np.testing.assert_array_equal(truncate(scores), (scores * 255).astype(np.uint8))

@@ -44,6 +44,8 @@ def test_shapes_and_labels_must_fit():
         confusion_matrix(np.zeros((3, 2), int), np.zeros((2, 3), int), 2)
     with pytest.raises(EvalError, match="label 7"):
         confusion_matrix(np.zeros((1, 1), int), np.full((1, 1), 7), 2)
+    with pytest.raises(EvalError, match="label -1"):
+        confusion_matrix(np.zeros((1, 2), int), np.array([[-1, 1]]), 3)
 
 
 def test_nothing_counted_is_nan():

@@ -52,7 +52,7 @@ def contour_boxes(levels: _Levels) -> ContourBoxes:
         levels: uint8 (H, W); at threshold t a pixel is foreground when its level is greater than t.
 
     Raises:
-        EvalError: When it is no such map, or a side is longer than 32763.
+        EvalError: When it is no such map, or a side is longer than 32764.
     """
     levels = _check(levels)
     plane = tree.foreground(levels)

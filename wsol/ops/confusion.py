@@ -33,7 +33,8 @@ def confusion_matrix(truth: _Labels, predicted: _Labels, num_classes: int, *, ig
     true, guess = truth[valid].astype(np.int64), predicted[valid].astype(np.int64)
     guess[guess == ignore] = 0
     if guess.size and not (guess.min() >= 0 and guess.max() < num_classes):
-        raise EvalError(f"the mask holds label {guess.max()} but there are {num_classes} classes with background")
+        wrong = min(guess.min(), 0) or guess.max()
+        raise EvalError(f"the mask holds label {wrong} but there are {num_classes} classes with background")
     counts = np.bincount(true * num_classes + guess, minlength=num_classes * num_classes)
     return counts.reshape(num_classes, num_classes)
 
