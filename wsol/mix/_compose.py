@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 
 from wsol.mix import from_text
-from wsol.mix.base import Context, Draws, Mixed, MixStrategy, Need, Output
+from wsol.mix.base import Context, Draws, Mixed, MixStrategy, Need, Output, Strategy
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -19,11 +19,8 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Over(MixStrategy):
-    """A strategy that changes what another one, which mixes the images, does afterwards: the labels or the loss.
-
-    Subclasses override `relabel` or `loss`.
-    """
+class Around(Strategy):
+    """A strategy around another one, which mixes the images."""
 
     inner: str = "cutmix"
     """The strategy that mixes the images: its name, or with options as in 'cutmix: {alpha: 0.5}'."""
@@ -44,10 +41,6 @@ class Over(MixStrategy):
         """Draw what the inner strategy draws."""
         return self.strategy.draw(x, generator)
 
-    def mix(self, x: Tensor, y: Tensor, draws: Draws, context: Context | None = None) -> Mixed:
-        """Mix as the inner strategy does; see `MixStrategy.mix`."""
-        return self.strategy.mix(x, y, draws, context)
-
     def check(self, classifier: Classifier) -> None:
         """Refuse what the inner strategy refuses."""
         self.strategy.check(classifier)
@@ -59,6 +52,17 @@ class Over(MixStrategy):
     def after_step(self, context: Context) -> None:
         """Update the state of the inner strategy."""
         self.strategy.after_step(context)
+
+
+class Over(Around, MixStrategy):
+    """A strategy that changes what another one does afterwards: the labels or the loss.
+
+    Subclasses override `relabel` or `loss`.
+    """
+
+    def mix(self, x: Tensor, y: Tensor, draws: Draws, context: Context | None = None) -> Mixed:
+        """Mix as the inner strategy does; see `MixStrategy.mix`."""
+        return self.strategy.mix(x, y, draws, context)
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from wsol.errors import ModelError
+from wsol.mix._tokens import check_attention
 from wsol.mix.base import Need, Output
 from wsol.models.classifier import Classifier
 from wsol.models.taps import tap
@@ -54,8 +55,7 @@ def check_needs(classifier: Classifier, needs: Collection[Need]) -> None:
     Raises:
         ModelError: Naming a kind of model that has them.
     """
-    if {"attention", "layers"} & set(needs) and not classifier.attention:
-        hint = "take a plain vision transformer, for example deit_small_patch16_224"
-        raise ModelError("has no attention between all patches", where=classifier.name, hint=hint)
+    if {"attention", "layers"} & set(needs):
+        check_attention(classifier)
     if "tokens" in needs and classifier.kind != "tokens":
         raise ModelError("has no patch tokens", where=classifier.name, hint="take a plain vision transformer")

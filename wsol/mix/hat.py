@@ -14,24 +14,22 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
 from typing import TYPE_CHECKING, ClassVar
 
-import numpy as np
-
 from wsol.errors import ConfigError
-from wsol.mix import MIXES, from_text
-from wsol.mix.base import Context, Draws, Family, MixStrategy, Need, StepStrategy
+from wsol.mix import MIXES
+from wsol.mix._compose import Around
+from wsol.mix.base import Context, Draws, Family, StepStrategy
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import Tensor
 
     from wsol.models.classifier import Classifier
 
 
 @MIXES.register("hat")
 @dataclass(frozen=True)
-class HAT(StepStrategy):
+class HAT(Around, StepStrategy):
     """Adversarial passes over the mixed images."""
 
     family: ClassVar[Family] = "other"
@@ -56,35 +54,14 @@ class HAT(StepStrategy):
     def __post_init__(self) -> None:
         if self.passes < 1:
             raise ConfigError(f"passes must be 1 or more, got {self.passes}", where="hat")
-        self.strategy  # noqa: B018 (a mistake in its name or options ends here)
-
-    @cached_property
-    def strategy(self) -> MixStrategy:
-        """The inner strategy."""
-        return from_text(self.inner)
+        super().__post_init__()
 
     def check(self, classifier: Classifier) -> None:
         """Refuse inner strategies with labels or a loss of their own, and what those refuse."""
         from wsol.mix._tokens import require_plain
 
         require_plain(self.strategy, name="hat")
-        self.strategy.check(classifier)
-
-    def wants(self) -> frozenset[Need]:
-        """Return what the inner strategy needs."""
-        return self.strategy.wants()
-
-    def own(self, classifier: Classifier) -> nn.Module | None:
-        """Return the state of the inner strategy."""
-        return self.strategy.own(classifier)
-
-    def after_step(self, context: Context) -> None:
-        """Update the state of the inner strategy."""
-        self.strategy.after_step(context)
-
-    def draw(self, x: Tensor, generator: np.random.Generator) -> Draws:
-        """Draw what the inner strategy draws."""
-        return self.strategy.draw(x, generator)
+        super().check(classifier)
 
     def step(
         self, x: Tensor, y: Tensor, draws: Draws, context: Context, *, backward: Callable[[Tensor], None]

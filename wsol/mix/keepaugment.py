@@ -25,10 +25,11 @@ from wsol.errors import ConfigError
 from wsol.mix import MIXES, from_text
 from wsol.mix._blend import delete, tensor_like
 from wsol.mix._boxes import check_share
-from wsol.mix.base import Context, Draws, Family, Mixed, MixStrategy, Need
+from wsol.mix._compose import Over
+from wsol.mix.base import Context, Draws, Family, Mixed, MixStrategy
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import Tensor
 
     from wsol.models.classifier import Classifier
 
@@ -37,7 +38,7 @@ TRIES = 16
 
 @MIXES.register("keepaugment")
 @dataclass(frozen=True, kw_only=True)
-class KeepAugment(MixStrategy):
+class KeepAugment(Over):
     """Delete what is not salient, or keep what is."""
 
     family: ClassVar[Family] = "delete"
@@ -57,16 +58,12 @@ class KeepAugment(MixStrategy):
         check_share("keepaugment", "tau", self.tau)
         if not 0 < self.size <= 1:
             raise ConfigError(f"size must lie in (0, 1], got {self.size}", where="keepaugment")
-        self.strategy  # noqa: B018 (a mistake in its name or options ends here)
+        super().__post_init__()
 
     @cached_property
     def strategy(self) -> MixStrategy:
         """What changes the image, for paste; for cut it is not used."""
         return from_text(self.inner if self.mode == "paste" else "none")
-
-    def wants(self) -> frozenset[Need]:
-        """Return what the inner strategy needs."""
-        return self.strategy.wants()
 
     def draw(self, x: Tensor, generator: np.random.Generator) -> Draws:
         """Draw `corners` (float (B, TRIES, 2) in [0, 1), top left corners to try) and `inner` (its draws)."""
@@ -77,15 +74,7 @@ class KeepAugment(MixStrategy):
         from wsol.mix._tokens import require_plain
 
         require_plain(self.strategy, name="keepaugment")
-        self.strategy.check(classifier)
-
-    def own(self, classifier: Classifier) -> nn.Module | None:
-        """Return the state of the inner strategy."""
-        return self.strategy.own(classifier)
-
-    def after_step(self, context: Context) -> None:
-        """Update the state of the inner strategy."""
-        self.strategy.after_step(context)
+        super().check(classifier)
 
     def mix(self, x: Tensor, y: Tensor, draws: Draws, context: Context | None = None) -> Mixed:
         """Look at the clean images, then cut or paste; see `MixStrategy.mix`."""
