@@ -16,9 +16,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from wsol.models.device import find_device
 from wsol.refine import REFINERS
-from wsol.refine._dilated import DILATIONS, average, check_arguments, check_options, neighbours
+from wsol.refine._dilated import DILATIONS, as_batch, check_options, deviation, diffuse, neighbours
 from wsol.refine.base import check_inputs
 
 
@@ -43,15 +42,12 @@ class PAMR:
     def __call__(self, image: NDArray[np.uint8], scores: NDArray[np.float32]) -> NDArray[np.float32]:
         """Return the averaged scores, whose sum over C stays; see `wsol.refine.base.Refiner`."""
         check_inputs(image, scores)
-        device = find_device(self.device)
-        pixels = torch.from_numpy(image.astype(np.float32)).permute(2, 0, 1)[None].to(device)
-        masks = torch.from_numpy(np.array(scores, dtype=np.float32))[None].to(device)
+        pixels, masks = as_batch(image, scores, self.device)
         refined = pamr(pixels, masks, iterations=self.iterations, dilations=self.dilations)
         # Rounding may leave [0, 1] by an ulp.
         return np.asarray(refined[0].clamp_(0, 1).cpu().numpy())
 
 
-@torch.no_grad()
 def pamr(
     images: Tensor,
     masks: Tensor,
@@ -74,26 +70,13 @@ def pamr(
         ConfigError: When an option is out of range.
         DataError: When the sizes differ.
     """
-    check_options(iterations, dilations)
-    check_arguments(images, masks)
-    affinities = _affinities(images.float(), dilations)
-    refined = masks.to(torch.float32, copy=True)
-    for _ in range(iterations):
-        refined = average(refined, affinities, dilations)
-    return refined
+    return diffuse(images, masks, _affinities, iterations=iterations, dilations=dilations)
 
 
 def _affinities(images: Tensor, dilations: Sequence[int]) -> list[Tensor]:
     """Return one (B, 1, H, W) weight a neighbour, summing to one."""
-    # Differences to the centre shift the mean but not the deviation, and are exact for integer images.
-    total, squares = torch.zeros_like(images), torch.zeros_like(images)
-    for neighbour in neighbours(images, dilations):
-        difference = neighbour - images
-        total += difference
-        squares.addcmul_(difference, difference)
-    taps = 9 * len(dilations)
-    deviation = ((squares - total.square() / taps).clamp_(min=0) / (taps - 1)).sqrt_()
-    sharpness = 1 / (images.shape[1] * (1e-8 + 0.1 * deviation))
+    spread = deviation(images, dilations, count=9 * len(dilations))
+    sharpness = 1 / (images.shape[1] * (1e-8 + 0.1 * spread))
     affinities = []
     for neighbour in neighbours(images, dilations):
         distance = (neighbour - images).abs_().mul_(sharpness).sum(dim=1, keepdim=True)

@@ -18,9 +18,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from wsol.models.device import find_device
 from wsol.refine import REFINERS
-from wsol.refine._dilated import DILATIONS, STEPS, average, check_arguments, check_options, neighbours
+from wsol.refine._dilated import DILATIONS, STEPS, as_batch, check_options, deviation, diffuse, neighbours
 from wsol.refine.base import check_inputs
 
 _COLOUR_WIDTH, _POSITION_WEIGHT = 0.3, 0.01
@@ -50,16 +49,13 @@ class PAR:
         The published affinities sum to 1.01; the growth by 1.01 an iteration, the same everywhere, is taken out.
         """
         check_inputs(image, scores)
-        device = find_device(self.device)
-        pixels = torch.from_numpy(image.astype(np.float32)).permute(2, 0, 1)[None].to(device)
-        masks = torch.from_numpy(np.array(scores, dtype=np.float32))[None].to(device)
+        pixels, masks = as_batch(image, scores, self.device)
         refined = par(pixels, masks, iterations=self.iterations, dilations=self.dilations)
         refined /= (1 + _POSITION_WEIGHT) ** self.iterations
         # Rounding may leave [0, 1] by an ulp.
         return np.asarray(refined[0].clamp_(0, 1).cpu().numpy())
 
 
-@torch.no_grad()
 def par(
     images: Tensor,
     masks: Tensor,
@@ -82,26 +78,13 @@ def par(
         ConfigError: When an option is out of range.
         DataError: When the sizes differ.
     """
-    check_options(iterations, dilations)
-    check_arguments(images, masks)
-    affinities = _affinities(images.float(), dilations)
-    refined = masks.to(torch.float32, copy=True)
-    for _ in range(iterations):
-        refined = average(refined, affinities, dilations)
-    return refined
+    return diffuse(images, masks, _affinities, iterations=iterations, dilations=dilations)
 
 
 def _affinities(images: Tensor, dilations: Sequence[int]) -> list[Tensor]:
     """Return one (B, 1, H, W) weight a neighbour, summing to 1.01."""
-    # Differences to the centre shift the mean but not the deviation, and are exact for integer images.
-    total, squares = torch.zeros_like(images), torch.zeros_like(images)
-    for neighbour in neighbours(images, dilations):
-        difference = neighbour - images
-        total += difference
-        squares.addcmul_(difference, difference)
-    count = len(STEPS) * len(dilations)
-    deviation = ((squares - total.square() / count).clamp_(min=0) / (count - 1)).sqrt_()
-    sharpness = 1 / ((deviation + 1e-8) * _COLOUR_WIDTH)
+    spread = deviation(images, dilations, count=len(STEPS) * len(dilations))
+    sharpness = 1 / ((spread + 1e-8) * _COLOUR_WIDTH)
     colour = [
         (neighbour - images).mul_(sharpness).square_().mean(dim=1, keepdim=True).neg_()
         for neighbour in neighbours(images, dilations)
