@@ -88,14 +88,16 @@ def test_classes_are_chosen_once_at_the_scale_nearest_to_one(bound, images):
     assert raw.class_ids == tuple((int(row.argmax()),) for row in raw.logits)
 
 
-def test_maps_of_gradient_methods_keep_their_size_over_scales():
+@pytest.mark.parametrize(
+    "method", ["cam", "gradcam", "gradcampp", "xgradcam", "layercam", "hirescam", "scorecam", "ablationcam"]
+)
+def test_maps_keep_their_size_over_scales(method):
+    """An image of three by three copies: each has the map of the one, so no scale outweighs another in a sum."""
     torch.manual_seed(0)
-    known = load_classifier("test_resnet", num_classes=7)
-    flat = torch.ones(1, 3, 1, 1).expand(1, 3, 128, 128)
-    for method in ("gradcam", "layercam"):
-        bound = cams.create(method, known)
-        small, large = bound(flat, [[3]]).values[0], bound(flat.repeat(1, 1, 3, 3), [[3]]).values[0]
-        torch.testing.assert_close(large[0, 6, 6], small[0, 2, 2], rtol=0.5, atol=0.02)
+    bound = cams.create(method, load_classifier("test_resnet", num_classes=7))
+    one = 1 + 0.05 * torch.randn(1, 3, 128, 128, generator=torch.Generator().manual_seed(0))
+    small, large = bound(one, [[3]]).values[0], bound(one.repeat(1, 1, 3, 3), [[3]]).values[0]
+    torch.testing.assert_close(large.abs().amax(), small.abs().amax(), rtol=0.05, atol=0)
 
 
 def test_select_classes():

@@ -37,4 +37,5 @@ class GradCAMPlusPlus(GradientMethod):
             denominator += self.eps / gradient.square()
         # Features with negative values can bring the denominator to 0.
         alpha = torch.where(denominator == 0, 1.0, denominator).reciprocal()
-        return torch.einsum("bd,bdhw->bhw", (alpha * gradient.relu()).sum((2, 3)), activation)
+        # The sum over the positions, less the number of positions by which every gradient map is multiplied.
+        return torch.einsum("bd,bdhw->bhw", (alpha * gradient.relu()).mean((2, 3)), activation)
