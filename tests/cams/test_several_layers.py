@@ -114,6 +114,43 @@ def test_layers_that_have_no_part_in_the_scores(method, known, images):
         cams.create(method, known, layer=["layer4", "unused"])(images, [[1], [2]])
 
 
+@pytest.mark.parametrize(
+    ("name", "layer", "axis"),
+    [
+        ("test_convnext", "stages.2.blocks.1.norm", 3),
+        ("test_convnext", "stages.2.blocks.1.conv_dw", 1),
+        ("test_vit", "patch_embed", 3),
+        ("swin", "patch_embed.proj", 1),
+        ("swin", "layers.2", 3),
+    ],
+)
+def test_layers_may_have_their_channels_anywhere(name, layer, axis, images):
+    shape = {"depths": (1, 1, 1, 1), "embed_dim": 16, "num_heads": (1, 1, 2, 4), "img_size": (64, 96)}
+    options = {"test_convnext": {}, "test_vit": {"dynamic_img_size": True}, "swin": shape}[name]
+    name = "swin_tiny_patch4_window7_224" if name == "swin" else name
+    torch.manual_seed(1)
+    known = Classifier(timm.create_model(name, num_classes=5, **options).eval(), input_size=(64, 96))
+    torch.nn.init.normal_(known.module.get_classifier().weight)
+    seen, images = [], images[:, :, :64, :96]
+    handle = known.module.get_submodule(layer).register_forward_hook(lambda *given: seen.append(given[2]))
+    scores = known.module(images)
+    handle.remove()
+    gradient = torch.autograd.grad(scores[0, 4] + scores[1, 2], seen[0])[0]
+    expected = (gradient.relu() * seen[0]).sum(axis).detach()
+    raw = cams.create("layercam", known, layer=layer)(images, [[4], [2]])
+    got = torch.stack([planes[0] for planes in raw.values]) / expected[0].numel()
+    torch.testing.assert_close(got / expected.abs().max(), expected / expected.abs().max(), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_layers_that_see_windows_are_refused(method, images):
+    shape = {"depths": (1, 1, 1, 1), "embed_dim": 16, "num_heads": (1, 1, 2, 4), "img_size": (64, 96)}
+    module = timm.create_model("swin_tiny_patch4_window7_224", num_classes=5, **shape).eval()
+    bound = cams.create(method, Classifier(module, input_size=(64, 96)), layer="layers.0.blocks.0.attn.attn_drop")
+    with pytest.raises(ModelError, match=r"gives \d+ activations for 2 images .*choose another layer"):
+        bound(images[:, :, :64, :96], [[1], [2]])
+
+
 def test_a_layer_that_runs_but_does_not_reach_the_scores(known, images):
     class Aside(torch.nn.Module):
         def __init__(self, stage):

@@ -5,10 +5,13 @@ from __future__ import annotations
 import pytest
 import timm
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import nn
 
 from wsol.errors import ModelError
 from wsol.models.classifier import Classifier, load_classifier
+from wsol.models.layout import has_channels_last
 
 
 def noise(*shape: int) -> torch.Tensor:
@@ -105,6 +108,15 @@ def test_swin_grids_are_turned_to_channels_first():
     grid = known.to_grid(features, 64, 96)
     assert grid.shape == (1, 768, 2, 3)
     torch.testing.assert_close(grid[0, :, 1, 2], features[0, 1, 2])
+
+
+@given(st.integers(30, 700), st.integers(30, 700), st.integers(4, 32), st.sampled_from([0, 1]), st.booleans())
+def test_the_grid_is_where_the_proportions_of_the_input_are(height, width, stride, rounded, usual):
+    rows, columns = (max(1, (side + rounded * (stride - 1)) // stride) for side in (height, width))
+    channels = 64 * max(rows, columns)  # more than any side of the grid, whatever the proportions
+    for shape, last in (((2, channels, rows, columns), False), ((2, rows, columns, channels), True)):
+        assert has_channels_last(shape, size=(height, width), usual=usual) is last
+    assert has_channels_last((2, 8, 8, 8), size=(64, 64), usual=usual) is usual
 
 
 def test_head_weight_and_its_limits():

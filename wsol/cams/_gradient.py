@@ -41,7 +41,7 @@ class GradientMethod(LayerMethod):
         names, size = self.layers(classifier), images.shape[-2:]
         with tap(classifier.module, activations=names, gradients=True) as tapped:
             scores = classifier.module(images.clone() if images.is_inference() else images.detach())
-            activations, logits = read(tapped, names, classifier), scores.detach().float()
+            activations, logits = read(tapped, names, classifier, images), scores.detach().float()
             ids = choose(class_ids, logits)
             grids = [classifier.to_grid(item.detach(), *size).float() for item in activations]
             most = max((len(row) for row in ids), default=0)

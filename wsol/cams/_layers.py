@@ -56,15 +56,19 @@ def check_scores(classifier: Classifier) -> None:
         raise ModelError("no class scores to derive maps from", where=classifier.name, hint=hint)
 
 
-def read(tapped: Tapped, names: Sequence[str], classifier: Classifier) -> list[Tensor]:
+def read(tapped: Tapped, names: Sequence[str], classifier: Classifier, images: Tensor) -> list[Tensor]:
     """Return the activations of some layers, as the layers gave them.
 
     Raises:
-        ModelError: When the forward pass did not run a layer.
+        ModelError: When the forward pass did not run a layer, or the layer works on parts of the images.
     """
     for name in names:
         if name not in tapped.activations:
             raise unseen(name, classifier)
+        count = len(tapped.activations[name])
+        if count != len(images):
+            what = f"layer '{name}' gives {count} activations for {len(images)} images"
+            raise ModelError(what, where=classifier.name, hint="choose another layer")
     return [tapped.activations[name] for name in names]
 
 

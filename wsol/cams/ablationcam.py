@@ -52,7 +52,7 @@ class AblationCAM(LayerMethod):
         with torch.no_grad(), torch.autocast(images.device.type, enabled=False):
             logits = scores.float().clone()
             ids = choose(class_ids, logits)
-            layers = dict(zip(names, read(tapped, names, classifier), strict=True))
+            layers = dict(zip(names, read(tapped, names, classifier, images), strict=True))
             values = tuple(
                 fuse(
                     [

@@ -39,7 +39,7 @@ class EigenCAM(LayerMethod):
         with torch.no_grad(), torch.autocast(images.device.type, enabled=False):
             logits = true_logits(classifier, scores).clone()
             ids = choose(class_ids, logits)
-            layers = [_map(classifier.to_grid(item, *size).float()) for item in read(tapped, names, classifier)]
+            layers = [_map(classifier.to_grid(item, *size).float()) for item in read(tapped, names, classifier, images)]
             values = tuple(
                 fuse([layer[at].expand(len(row), -1, -1).clone() for layer in layers]) for at, row in enumerate(ids)
             )

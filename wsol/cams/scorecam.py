@@ -49,7 +49,7 @@ class ScoreCAM(LayerMethod):
         with torch.no_grad():
             logits = scores.float().clone()
             ids = choose(class_ids, logits)
-            grids = [classifier.to_grid(item, *size).float() for item in read(tapped, names, classifier)]
+            grids = [classifier.to_grid(item, *size).float() for item in read(tapped, names, classifier, images)]
             values = tuple(
                 fuse([self._map(classifier, images[at : at + 1], grid[at], row) for grid in grids])
                 for at, row in enumerate(ids)

@@ -25,7 +25,7 @@ from wsol.models.checkpoints import (
     write_model,
 )
 from wsol.models.device import find_device
-from wsol.models.layout import Kind, Size, find_layout, run_features, token_grid
+from wsol.models.layout import Kind, Size, find_layout, has_channels_last, run_features, token_grid
 from wsol.models.taps import evaluating
 
 _FILTERS = ("bilinear", "bicubic")
@@ -127,8 +127,7 @@ class Classifier:
         """Arrange activations as maps.
 
         Args:
-            activation: (B, D, h, w), (B, h, w, D) for models that work so, or tokens (B, N, D) with or without
-                prefix tokens.
+            activation: (B, D, h, w), (B, h, w, D), or tokens (B, N, D) with or without prefix tokens.
             height: Height of the input in pixels.
             width: Width of the input in pixels.
 
@@ -139,7 +138,9 @@ class Classifier:
             ModelError: When the tokens do not fill the grid.
         """
         if activation.ndim == 4:
-            return activation.permute(0, 3, 1, 2) if self._layout.channels_last else activation
+            usual = self._layout.channels_last
+            last = has_channels_last(activation.shape, size=(height, width), usual=usual)
+            return activation.permute(0, 3, 1, 2) if last else activation
         rows, columns = self.grid(height, width)
         extra = activation.shape[1] - rows * columns if activation.ndim == 3 else -1
         if extra not in (0, self.prefix_tokens):

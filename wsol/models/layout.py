@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -24,7 +25,7 @@ class Layout:
         kind: "cnn" for features on a grid (also hierarchical transformers), "tokens" for a token sequence.
         layer: Dotted name of the default target layer of gradient methods; None where none was found.
         features: Shape of the output of `forward_features` for one image of the default size.
-        channels_last: Whether grids are (B, h, w, D).
+        channels_last: Whether the grid of `features` is (B, h, w, D).
         prefix_tokens: Class, distillation and register tokens before the patch tokens.
         class_tokens: Class tokens that the head reads, from the first on: one, or one a class; 0 for a mean over
             patches.
@@ -83,6 +84,25 @@ def token_grid(module: Any, *, size: Size, stride: int) -> Size:
         rows, columns = embed.dynamic_feat_size(size)
         return int(rows), int(columns)
     return math.ceil(size[0] / stride), math.ceil(size[1] / stride)
+
+
+def has_channels_last(shape: Sequence[int], *, size: Size, usual: bool) -> bool:
+    """Return whether activations are (B, rows, columns, D) and not (B, D, rows, columns).
+
+    Layers inside a model need not be laid out as its last features are: patch embeddings, norms and MLPs of many models
+    are not. The grid is where the sides have the proportions of the input.
+
+    Args:
+        shape: Of the activations.
+        size: (h, w) of the input.
+        usual: The answer where both or neither have them, as square inputs with as many channels as rows.
+    """
+
+    def fits(rows: int, columns: int) -> bool:
+        return abs(rows * size[1] - columns * size[0]) <= sum(size)  # each side is rounded by up to one position
+
+    first, last = fits(shape[2], shape[3]), fits(shape[1], shape[2])
+    return usual if first == last else last
 
 
 def run_features(module: Any, *, size: Size) -> tuple[int, ...]:
