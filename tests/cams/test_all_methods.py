@@ -296,14 +296,33 @@ def test_half_precision_of_the_caller(method):
 
 
 @every_method
-def test_half_precision_of_the_model(method):
-    if method == "clip_es":
-        pytest.skip("its last block computes in float32")
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_weights_of_another_precision(method, dtype):
     bound, images = on_some_model(method)
-    bound.classifier.module.bfloat16()
-    raw = bound(images.bfloat16(), [[0], [1], [2]])
-    assert raw.logits.dtype == torch.float32
-    assert all(values.dtype == torch.float32 and values.isfinite().all() for values in raw.values)
+    plain = bound(images, [[0], [1], [2]])
+    bound.classifier.module.to(dtype)
+    if method == "clip_es":
+        with pytest.raises(ModelError, match="last block in float32"):
+            bound(images.to(dtype), [[0], [1], [2]])
+        return
+    for one, two in zip(bound(images.to(dtype), [[0], [1], [2]]).values, plain.values, strict=True):
+        assert one.dtype == torch.float32
+        cosine = torch.nn.functional.cosine_similarity(one.flatten(), two.flatten(), dim=0)
+        assert cosine > (0.95 if dtype == torch.bfloat16 else 0.99999)
+
+
+def test_clip_of_another_precision():
+    known, images = fresh("clip"), batch("clip")
+    plain = cams.create("gradcam", known)(images, [[0], [1], [2]])
+    known.module.double()
+    check_equal(cams.create("gradcam", known)(images.double(), [[0], [1], [2]]), plain, atol=1e-4)
+
+
+@pytest.mark.parametrize("model", ["test_resnet", "test_vit"])
+def test_an_error_of_another_cause_is_not_blamed_on_the_size(model):
+    bound, images = cams.create("gradcam", fresh(model)), batch(model)
+    with pytest.raises(RuntimeError, match="Double|double"):
+        bound(images.double(), [[0], [1], [2]])
 
 
 @every_method

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from wsol.errors import ModelError
 from wsol.models.classifier import Classifier
+from wsol.models.layout import run_features
 from wsol.models.taps import evaluating
 
 ClassIds = Sequence[Sequence[int]]
@@ -110,8 +111,8 @@ class BoundMethod:
             with evaluating(known.module):
                 return self.method.maps(known, images, class_ids)
         except (AssertionError, RuntimeError) as error:
-            size = tuple(images.shape[-2:])
-            if size == known.input_size or isinstance(error, torch.OutOfMemoryError):
+            size = (images.shape[2], images.shape[3])
+            if isinstance(error, torch.OutOfMemoryError) or _runs_at(known, size):
                 raise
             height, width = known.input_size
             reason = (str(error) or type(error).__name__).partition("\n")[0]
@@ -122,6 +123,14 @@ class BoundMethod:
         finally:
             # Autocast of torch before 2.11 would give a caller who trains the weights cast in inference mode.
             torch.clear_autocast_cache()
+
+
+def _runs_at(classifier: Classifier, size: tuple[int, int]) -> bool:
+    """Return whether the model runs at an input size (h, w), so that an error has another cause."""
+    try:
+        return size == classifier.input_size or bool(run_features(classifier.module, size=size))
+    except ModelError:
+        return False
 
 
 def choose(class_ids: ClassChoice, logits: Tensor) -> tuple[tuple[int, ...], ...]:

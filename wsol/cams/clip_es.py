@@ -74,8 +74,15 @@ class ClipES(MapMethod):
             raise ConfigError(f"must be in [0, 1], got {self.box_threshold}", where="box_threshold")
 
     def maps(self, classifier: Classifier, images: Tensor, class_ids: ClassChoice) -> RawMaps:
-        """Make the maps of a batch."""
+        """Make the maps of a batch.
+
+        Raises:
+            ModelError: When the last block is not float32.
+        """
         module: Any = classifier.module
+        if module.blocks[-1].norm1.weight.dtype != torch.float32:
+            hint = "for half precision call it under torch.autocast"
+            raise ModelError("needs its last block in float32", where=classifier.name, hint=hint)
         attention = AttentionMean(classifier.prefix_tokens)
         with torch.inference_mode(), _position(module, fp16=self.fp16_position):
             tokens = self._before_last_block(classifier, images, attention)

@@ -58,7 +58,7 @@ class ZeroShotHead(nn.Module):
     def forward(self, pooled: Tensor) -> Tensor:
         """Return logits (B, C), float32, of pooled tokens (B, D)."""
         with torch.autocast(pooled.device.type, enabled=False):
-            return self.logit_scale * self.embed(pooled) @ self.text_features.T + self.logit_bias
+            return self.logit_scale * self.embed(pooled) @ self.text_features.float().T + self.logit_bias
 
 
 class ClipViT(VisionTransformer):
