@@ -61,6 +61,15 @@ def test_it_is_what_cam_and_eval_say(root, tmp_path):
     assert len({row["val_miou"] for row in history}) > 1
 
 
+def test_maps_are_normalized_as_their_method_wants(root, tmp_path):
+    """Maps that were spread have no zero: only min-max leaves a background."""
+    small = {"model": "mctformer_v1_small_patch16_224", "epochs": 1}
+    history = train(config(root, tmp_path / "run", loc_method="mctformer", **small)).history
+    maps = maps_of(tmp_path / "run", root, tmp_path / "maps", method="mctformer")
+    expected = evaluate_segmentation(pred=maps, use="maps", workers=0).metrics["mIoU"]
+    assert history[0]["val_miou"] == pytest.approx(expected, abs=0.02)
+
+
 def paint(rng, size, window, colour):
     image = rng.integers(90, 140, (*size, 3)).astype(np.uint8)
     image[window] = colour

@@ -3,7 +3,8 @@
 Bousselham, Boggust, Chaybouti, Strobelt, Kuehne, "LeGrad: An Explainability Method for Vision Transformers via Feature
 Formation Sensitivity", ICCV 2025, https://arxiv.org/abs/2404.03214. The score of block l is what the model's own norm,
 pooling and head make of its output tokens; the map is the mean over blocks of E_l, the mean over heads and over the
-attending tokens of relu(d score_l / d A_l). The last min-max is left to the normalization of the maps.
+attending tokens of relu(d score_l / d A_l). The last min-max is left to the normalization of the maps (give
+`--normalize minmax`).
 
 Written for timm classifiers and checked against a direct evaluation of these equations, not against the output of the
 authors' code. That code works on open_clip models: there it pools CLIP by the mean over all tokens, reads the

@@ -3,7 +3,8 @@
 Gao, Wan, Pan, Peng, Tian, Han, Zhou, Ye, "TS-CAM: Token Semantic Coupled Attention Map for Weakly Supervised Object
 Localization", ICCV 2021, https://arxiv.org/abs/2103.14862. M_c = A * S_c: S_c is what the head makes of each patch
 token after the last norm, A the class token's attention, mean over blocks and heads. (The authors' code sums A over
-the blocks: a constant that any normalization removes. It resizes M_c bilinearly and normalizes by min-max.)
+the blocks: a constant that any normalization removes. It resizes M_c bilinearly and normalizes by min-max, for which
+give `--normalize minmax`.)
 
 Made for models trained so, whose logits are the mean of S_c over the patches: `tscam_small_patch16_224` with the
 paper's 3x3 convolution, or transformers that pool. A head that was trained on the class token only is applied to the

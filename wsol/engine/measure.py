@@ -29,7 +29,7 @@ from wsol.eval.options import LocConfig, SegConfig
 from wsol.eval.sources import Scores
 from wsol.eval.sweep import SweepCounts, background_scores, constant_cut
 from wsol.models.classifier import Classifier
-from wsol.ops.normalize import relu_max
+from wsol.ops.normalize import normalize as to_unit_range
 from wsol.schema import ScoreMaps
 from wsol.store.atomic import atomic_write
 
@@ -100,7 +100,8 @@ class Measurement:
         labels = [sample.labels for sample in batch.samples]
         with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.config.amp):
             raw = method(x, labels)
-        return [relu_max(values.float().cpu().numpy()).astype(np.float16) for values in raw.values]
+        how = method.method.normalization
+        return [to_unit_range(values.float().cpu().numpy(), how).astype(np.float16) for values in raw.values]
 
     def _logits(self, module: nn.Module, x: Tensor) -> Tensor:
         with torch.no_grad(), torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.config.amp):
