@@ -47,6 +47,22 @@ def contents(run):
     return {path.relative_to(run).as_posix(): path.read_bytes() for path in sorted((run / "maps").rglob("*.npz"))}
 
 
+@pytest.mark.parametrize("resize", ["keep", "native"])
+def test_a_photo_that_stands_upright_only_by_its_exif_shares_no_batch_with_those_that_lie(checkpoint, tmp_path, resize):
+    pixels = np.random.default_rng(3).integers(0, 255, (64, 128, 3), np.uint8)
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    (tmp_path / "photos" / "cat").mkdir(parents=True)
+    (tmp_path / "photos" / "dog").mkdir()
+    Image.fromarray(pixels).save(tmp_path / "photos" / "cat" / "turned.png", exif=turned)
+    Image.fromarray(pixels).save(tmp_path / "photos" / "dog" / "plain.png")
+    make_maps(config(tmp_path / "photos", checkpoint, tmp_path / "run", resize=resize))
+    upright, plain = (read_maps(tmp_path / "run", name) for name in ("cat/turned.png", "dog/plain.png"))
+    assert (upright.image_size, plain.image_size) == ((128, 64), (64, 128))
+    assert upright.values.shape[1] == 2 * upright.values.shape[2]
+    assert plain.values.shape[2] == 2 * plain.values.shape[1]
+
+
 def test_one_map_for_each_label_with_the_size_of_its_image(photos, checkpoint, tmp_path):
     outcome = make_maps(config(photos, checkpoint, tmp_path / "run"))
     assert (outcome.done, outcome.skipped, outcome.status) == (21, 0, 0)

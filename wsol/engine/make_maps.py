@@ -114,7 +114,7 @@ def plan_batches(
         key = shape((1, 1), 1.0)
         if not squashed:
             try:
-                key = shape(sample.size or image_size(sample.image), 1.0)
+                key = shape(sample.size or image_size(sample.image, upright=sample.upright), 1.0)
             except WsolError:
                 key = (0, 0)  # unreadable: it fails with its reason when it is read
         batch = open_batches.get(key)
