@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 import cv2
@@ -111,6 +112,13 @@ MISTAKES = [
         [HUB, "--checkpoint"],
     ),
     ("GPU that is not there", f"{CAM} --device cuda:7 --out x", ["cuda:7", "cpu"]),
+    ("device that this torch does not know", f"{CAM} --device xpu --out x", ["xpu", "cpu"]),
+    ("device without numbers", f"{CAM} --device meta --out x", ["meta", "cpu"]),
+    ("fewer processes than none", f"{CAM} --workers -1 --out x", ["--workers", "0 or more", "-1"]),
+    ("fewer processes than none to refine", f"{REFINE} --workers -1 --out x", ["--workers", "0 or more", "-1"]),
+    ("scale that is no number", f"{CAM} --scales nan --out x", ["--scales", "positive", "nan"]),
+    ("scale without end", f"{CAM} --scales 1 inf --out x", ["--scales", "positive", "inf"]),
+    ("zoom without end", f"{SEGMENT} --masks gt --zoom 1 inf --out x", ["--zoom", "LOW HIGH", "inf"]),
     ("wrong shard", f"{CAM} --shard 2/2 --out x", ["--shard", "2/2", "0 <= i < n"]),
     ("other options in a run", f"{CAM} --split train --flip --out maps", ["maps", "flip", "--overwrite"]),
     ("a folder with other files", f"{CAM} --out photos", ["photos", "holds no run", "--out"]),
@@ -163,3 +171,38 @@ def test_a_broken_image_is_a_line_at_the_end(desk, monkeypatch, capfd):
     assert "2.jpg" in said
     assert "cannot read the image" in said
     assert "Traceback" not in said
+
+
+@pytest.mark.parametrize(
+    ("error", "named"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB"), ["memory", "--batch-size"]),
+        (
+            RuntimeError("[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory"),
+            ["--img-size"],
+        ),
+        (MemoryError(), ["memory", "--workers"]),
+        (BrokenProcessPool("A process was terminated abruptly"), ["killed", "--workers"]),
+        (RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed."), ["killed", "--workers"]),
+    ],
+)
+def test_what_the_machine_cannot_do_is_one_line(monkeypatch, capfd, error, named):
+    def run(_argv):
+        raise error
+
+    monkeypatch.setattr("wsol.cli.info.run", run)
+    assert main(["info"]) == 2
+    said = capfd.readouterr().err
+    assert said.count("\n") == 1
+    assert all(word in said for word in named), said
+    with pytest.raises(type(error)):
+        main(["info", "--debug"])
+
+
+def test_a_fault_of_the_program_keeps_its_traceback(monkeypatch):
+    def run(_argv):
+        raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
+
+    monkeypatch.setattr("wsol.cli.info.run", run)
+    with pytest.raises(RuntimeError, match="mat1"):
+        main(["info"])

@@ -47,6 +47,16 @@ def contents(run):
     return {path.relative_to(run).as_posix(): path.read_bytes() for path in sorted((run / "maps").rglob("*.npz"))}
 
 
+def test_maps_of_a_model_without_weights_say_so(tmp_path, caplog):
+    (tmp_path / "photos" / "0").mkdir(parents=True)
+    (tmp_path / "photos" / "classes.txt").write_text("".join(f"{at}\n" for at in range(1000)))
+    Image.fromarray(np.zeros((50, 70, 3), np.uint8)).save(tmp_path / "photos" / "0" / "a.png")
+    options = {"checkpoint": None, "model": "test_resnet", "method": "layercam"}
+    with caplog.at_level("INFO", "wsol"):
+        make_maps(config(tmp_path / "photos", None, tmp_path / "run", **options))
+    assert "random weights" in caplog.text
+
+
 @pytest.mark.parametrize("resize", ["keep", "native"])
 def test_a_photo_that_stands_upright_only_by_its_exif_shares_no_batch_with_those_that_lie(checkpoint, tmp_path, resize):
     pixels = np.random.default_rng(3).integers(0, 255, (64, 128, 3), np.uint8)

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 from typing import TextIO
 
+from wsol import __version__
 from wsol.errors import WsolError, did_you_mean
 
 _VERBS = ("train", "cam", "refine", "eval", "segment", "demo", "bench", "report", "info", "data")
@@ -31,9 +32,7 @@ def main(argv: list[str] | None = None) -> int:
         sys.stdout.write(_help())
         return 0
     if words[0] in ("-V", "--version", "version"):
-        from importlib.metadata import version
-
-        sys.stdout.write(f"wsol {version('wsol')}\n")
+        sys.stdout.write(f"wsol {__version__}\n")
         return 0
     _log_to_stderr()
     try:
@@ -50,11 +49,10 @@ def main(argv: list[str] | None = None) -> int:
         sys.stderr.write(f"wsol: {error}\n")
         return 2
     except (RuntimeError, MemoryError) as error:
-        lost = isinstance(error, MemoryError) or type(error).__name__ == "BrokenProcessPool"
-        if debug or not (lost or str(error).startswith("DataLoader worker")):
+        reason = _lost(error)
+        if debug or reason is None:
             raise
-        what = "out of memory" if isinstance(error, MemoryError) else "a worker process was killed, perhaps for memory"
-        sys.stderr.write(f"wsol: {what} (run the same command again to continue, with fewer --workers)\n")
+        sys.stderr.write(f"wsol: {reason}\n")
         return 2
     except KeyboardInterrupt:
         sys.stderr.write("wsol: interrupted; run the same command again to continue\n")
@@ -63,6 +61,19 @@ def main(argv: list[str] | None = None) -> int:
         # The reader of a pipe is gone (wsol ... | head): not an error, and nothing more can be written.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+
+
+def _lost(error: BaseException) -> str | None:
+    """Return a line for what the machine could not do; None where the error is a fault of the program."""
+    again = "run the same command again to continue"
+    if isinstance(error, MemoryError):
+        return f"out of memory ({again}, with fewer --workers)"
+    # By their names and words, for torch may not even be imported.
+    if type(error).__name__ == "OutOfMemoryError" or "DefaultCPUAllocator" in str(error):
+        return "not enough memory for the network and its batch (a smaller --batch-size or --img-size)"
+    if type(error).__name__ == "BrokenProcessPool" or str(error).startswith("DataLoader worker"):
+        return f"a worker process was killed, perhaps for memory ({again}, with fewer --workers)"
+    return None
 
 
 def _help() -> str:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from wsol.engine.options import expect, expect_zoom
 from wsol.engine.train_options import LoopOptions
 from wsol.errors import ConfigError, did_you_mean
 
@@ -124,10 +125,8 @@ class AffinityConfig(LoopOptions):
             ConfigError: Naming the flag.
         """
         super().validate()
-        if self.img_size < 1:
-            raise ConfigError(f"--img-size must be at least 1, got {self.img_size}")
-        if not 0 < self.zoom[0] <= self.zoom[1]:
-            raise ConfigError(f"--zoom must be LOW HIGH with 0 < LOW <= HIGH, got {self.zoom}")
+        expect(self.img_size >= 1, "img_size", "at least 1", self.img_size)
+        expect_zoom(self.zoom)
         if self.model is None and self.checkpoint is None:
             raise ConfigError("no model", hint="give --model NAME, or --checkpoint with a run of wsol train")
 

@@ -30,6 +30,7 @@ class InstanceConfig(JobOptions):
         Raises:
             ConfigError: Naming the flag.
         """
+        super().validate()
         if not 0 <= self.background <= 1:
             raise ConfigError(f"--background must lie in [0, 1], got {self.background}")
         if self.options.get("checkpoint") is None:

@@ -67,6 +67,8 @@ def make_maps(config: CamConfig) -> Outcome:
         log_to(config.out / "log.txt"),
     ):
         _log.info("%s", classifier.describe())
+        if config.checkpoint is None and not config.pretrained and (config.model or "").partition(":")[0] != "clip":
+            _log.warning("random weights: the maps mean nothing (give --checkpoint or --pretrained)")
         done = finished(config.out, lambda image_id: read_maps(config.out, image_id))
         if config.store == "shards":
             manifest.pack([sample.id for batch in plan[shard[0] :: shard[1]] for sample in batch], done)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,6 +10,40 @@ from typing import Any, Literal
 
 from wsol.config import neutral
 from wsol.errors import ConfigError
+
+
+def expect(condition: bool, name: str, expected: str, got: object) -> None:
+    """Refuse the value of an option.
+
+    Args:
+        condition: Whether the value is right; a comparison with NaN is not.
+        name: Field of the options, to name its flag.
+        expected: What would be right, after "must be".
+        got: The value.
+
+    Raises:
+        ConfigError: Naming the flag.
+    """
+    if not condition:
+        raise ConfigError(f"--{name.replace('_', '-')} must be {expected}, got {got}")
+
+
+def expect_scales(scales: tuple[float, ...]) -> None:
+    """Refuse --scales that are no sizes.
+
+    Raises:
+        ConfigError: Naming the flag.
+    """
+    expect(bool(scales) and all(0 < scale < math.inf for scale in scales), "scales", "positive numbers", scales)
+
+
+def expect_zoom(zoom: tuple[float, float]) -> None:
+    """Refuse a --zoom that is no range.
+
+    Raises:
+        ConfigError: Naming the flag.
+    """
+    expect(0 < zoom[0] <= zoom[1] < math.inf, "zoom", "LOW HIGH with 0 < LOW <= HIGH", zoom)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,6 +64,14 @@ class JobOptions:
     """Stop at the first image that fails."""
     quiet: bool = neutral(default=False)
     """No progress."""
+
+    def validate(self) -> None:
+        """Check values that a type cannot.
+
+        Raises:
+            ConfigError: Naming the flag.
+        """
+        expect(self.workers >= 0, "workers", "0 or more", self.workers)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,8 +125,6 @@ class CamConfig(JobOptions):
     """Mixed precision."""
     amp_dtype: Literal["bfloat16", "float16"] = "bfloat16"
     """Type of --amp; float16 only for clip_es, whose gradient stays in float32: others would underflow."""
-    seed: int = 0
-    """Seed of every generator."""
     device: str = neutral(default="auto")
     """cpu, cuda, cuda:1, ...; auto takes a GPU where there is one."""
     engine: Literal["local", "ray"] = neutral(default="local")
@@ -95,17 +136,12 @@ class CamConfig(JobOptions):
         Raises:
             ConfigError: Naming the flag.
         """
-        _positive(batch_size=self.batch_size, **({} if self.img_size is None else {"img_size": self.img_size}))
+        super().validate()
+        expect(self.batch_size >= 1, "batch_size", "at least 1", self.batch_size)
+        expect(self.img_size is None or self.img_size >= 1, "img_size", "at least 1", self.img_size)
+        expect_scales(self.scales)
         if self.amp_dtype == "float16" and self.method != "clip_es":
             hint = "take bfloat16, or clip_es, whose gradient stays in float32"
             raise ConfigError(f"float16 gradients of '{self.method}' would underflow", where="--amp-dtype", hint=hint)
-        if not self.scales or min(self.scales) <= 0:
-            raise ConfigError(f"--scales must be positive numbers, got {self.scales}")
         if self.model is None and self.checkpoint is None:
             raise ConfigError("no model", hint="give --model NAME, or --checkpoint with a run of wsol train")
-
-
-def _positive(**values: int) -> None:
-    for name, value in values.items():
-        if value < 1:
-            raise ConfigError(f"--{name.replace('_', '-')} must be at least 1, got {value}")

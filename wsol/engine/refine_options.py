@@ -50,6 +50,7 @@ class RefineConfig(JobOptions):
         Raises:
             ConfigError: Naming the flag.
         """
+        super().validate()
         if self.alpha is None and self.background is None:
             raise ConfigError("no background score", hint="give --background or --alpha")
         if self.background_low is not None:

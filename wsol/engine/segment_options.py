@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from wsol.config import neutral
-from wsol.engine.options import JobOptions
+from wsol.engine.options import JobOptions, expect, expect_scales, expect_zoom
 from wsol.engine.train_options import DataOptions, LoopOptions
 from wsol.errors import ConfigError
 
@@ -73,16 +73,14 @@ class SegmentTrainConfig(LoopOptions, DataOptions):
             ConfigError: Naming the flag.
         """
         super().validate()
-        if self.img_size < 1:
-            raise ConfigError(f"--img-size must be at least 1, got {self.img_size}")
-        if not 0 < self.zoom[0] <= self.zoom[1]:
-            raise ConfigError(f"--zoom must be LOW HIGH with 0 < LOW <= HIGH, got {self.zoom}")
+        expect(self.img_size >= 1, "img_size", "at least 1", self.img_size)
+        expect_zoom(self.zoom)
         for name in ("drop_path", "min_confidence", "ohem_keep", "hflip"):
-            _expect(0 <= getattr(self, name) <= 1, name, "in [0, 1]", getattr(self, name))
+            expect(0 <= getattr(self, name) <= 1, name, "in [0, 1]", getattr(self, name))
         for name in ("crf_weight", "mum_weight", "mum_ramp"):
-            _expect(getattr(self, name) >= 0, name, "0 or more", getattr(self, name))
+            expect(getattr(self, name) >= 0, name, "0 or more", getattr(self, name))
         for name in ("encoder_lr_scale", "ohem_threshold", "crf_sigma_rgb", "crf_sigma_xy", "crf_scale"):
-            _expect(getattr(self, name) > 0, name, "positive", getattr(self, name))
+            expect(getattr(self, name) > 0, name, "positive", getattr(self, name))
         if self.mum_weight and (self.batch_size % _GROUP or self.img_size % _GROUP):
             raise ConfigError("--mum-weight needs a --batch-size and an --img-size that are multiples of 4")
         if self.mum_weight and self.arch.lower() == "dpt":  # its decoder reads class tokens, which have no tiles
@@ -109,8 +107,8 @@ class SelfTrainConfig(SegmentTrainConfig):
             ConfigError: Naming the flag.
         """
         super().validate()
-        _expect(self.stages >= 1, "stages", "at least 1", self.stages)
-        _expect(0 <= self.pseudo_confidence < 1, "pseudo_confidence", "in [0, 1)", self.pseudo_confidence)
+        expect(self.stages >= 1, "stages", "at least 1", self.stages)
+        expect(0 <= self.pseudo_confidence < 1, "pseudo_confidence", "in [0, 1)", self.pseudo_confidence)
         if self.strategy == "gist" and self.val_split is None:
             raise ConfigError("--strategy gist needs --val-split to choose by", hint="or take rist")
 
@@ -166,18 +164,18 @@ class SegmentPredictConfig(JobOptions):
         Raises:
             ConfigError: Naming the flag.
         """
+        super().validate()
         if (self.data is None) != bool(self.images):
             raise ConfigError("what to predict?", hint="give either --data NAME or --images PATH")
-        if not self.scales or min(self.scales) <= 0:
-            raise ConfigError(f"--scales must be positive numbers, got {self.scales}")
+        expect_scales(self.scales)
         if self.stride is not None and self.window is None:
             raise ConfigError("--stride goes with --window")
         for name in ("img_size", "window", "stride"):
             value = getattr(self, name)
-            _expect(value is None or value >= 1, name, "at least 1", value)
+            expect(value is None or value >= 1, name, "at least 1", value)
         if self.stride is not None and self.window is not None:
-            _expect(self.stride <= self.window, "stride", "at most --window", self.stride)
-        _expect(0 <= self.min_confidence <= 1, "min_confidence", "in [0, 1]", self.min_confidence)
+            expect(self.stride <= self.window, "stride", "at most --window", self.stride)
+        expect(0 <= self.min_confidence <= 1, "min_confidence", "in [0, 1]", self.min_confidence)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -196,8 +194,3 @@ class SegmentExportConfig:
     """Largest difference of a logit between torch and onnxruntime."""
     overwrite: bool = False
     """Replace the file."""
-
-
-def _expect(condition: bool, name: str, expected: str, got: object) -> None:
-    if not condition:
-        raise ConfigError(f"--{name.replace('_', '-')} must be {expected}, got {got}")

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from wsol.engine.options import expect, expect_zoom
 from wsol.engine.train_options import DataOptions, LoopOptions
 from wsol.errors import ConfigError
 
@@ -65,22 +66,16 @@ class SingleStageConfig(LoopOptions, DataOptions):
             ConfigError: Naming the flag.
         """
         super().validate()
-        if not 0 < self.zoom[0] <= self.zoom[1]:
-            raise ConfigError(f"--zoom must be LOW HIGH with 0 < LOW <= HIGH, got {self.zoom}")
-        _expect(0 <= self.seg_start < self.epochs, "cls_epochs", "fewer than --epochs", self.seg_start)
-        _expect(0 <= self.hflip <= 1, "hflip", "in [0, 1]", self.hflip)
-        _expect(0 <= self.quantile < 1, "quantile", "in [0, 1)", self.quantile)
-        _expect(self.crf_weight >= 0, "crf_weight", "0 or more", self.crf_weight)
+        expect_zoom(self.zoom)
+        expect(0 <= self.seg_start < self.epochs, "cls_epochs", "fewer than --epochs", self.seg_start)
+        expect(0 <= self.hflip <= 1, "hflip", "in [0, 1]", self.hflip)
+        expect(0 <= self.quantile < 1, "quantile", "in [0, 1)", self.quantile)
+        expect(self.crf_weight >= 0, "crf_weight", "0 or more", self.crf_weight)
         for name in ("img_size", "opening"):
-            _expect(getattr(self, name) >= 1, name, "at least 1", getattr(self, name))
+            expect(getattr(self, name) >= 1, name, "at least 1", getattr(self, name))
         for name in ("alpha", "seg_lr_scale"):
-            _expect(getattr(self, name) > 0, name, "positive", getattr(self, name))
+            expect(getattr(self, name) > 0, name, "positive", getattr(self, name))
         if self.saliency is not None and not self.saliency.is_dir():
             raise ConfigError("no such folder", where=f"--saliency {self.saliency}")
         if self.released_saliency_loss and self.saliency is None:
             raise ConfigError("--released-saliency-loss needs --saliency")
-
-
-def _expect(condition: bool, name: str, expected: str, got: object) -> None:
-    if not condition:
-        raise ConfigError(f"--{name.replace('_', '-')} must be {expected}, got {got}")

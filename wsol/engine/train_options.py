@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from wsol.config import neutral
+from wsol.engine.options import expect
 from wsol.errors import ConfigError
 
 
@@ -85,13 +86,13 @@ class LoopOptions:
             ConfigError: Naming the flag.
         """
         for name in ("epochs", "batch_size", "accumulate"):
-            _expect(getattr(self, name) >= 1, name, "at least 1", getattr(self, name))
-        _expect(self.lr > 0, "lr", "positive", self.lr)
-        _expect(0 <= self.warmup_epochs < self.epochs, "warmup_epochs", "fewer than --epochs", self.warmup_epochs)
-        _expect(0 <= self.ema < 1, "ema", "in [0, 1)", self.ema)
-        _expect(self.clip_grad is None or self.clip_grad > 0, "clip_grad", "positive", self.clip_grad)
+            expect(getattr(self, name) >= 1, name, "at least 1", getattr(self, name))
+        expect(self.lr > 0, "lr", "positive", self.lr)
+        expect(0 <= self.warmup_epochs < self.epochs, "warmup_epochs", "fewer than --epochs", self.warmup_epochs)
+        expect(0 <= self.ema < 1, "ema", "in [0, 1)", self.ema)
+        expect(self.clip_grad is None or self.clip_grad > 0, "clip_grad", "positive", self.clip_grad)
         for name in ("workers", "seed"):
-            _expect(getattr(self, name) >= 0, name, "0 or more", getattr(self, name))
+            expect(getattr(self, name) >= 0, name, "0 or more", getattr(self, name))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -153,16 +154,16 @@ class TrainConfig(LoopOptions, DataOptions):
             ConfigError: Naming the flag.
         """
         super().validate()
-        _expect(self.img_size >= 1, "img_size", "at least 1", self.img_size)
-        _expect(0 <= self.smoothing < 1, "smoothing", "in [0, 1)", self.smoothing)
-        _expect(0 <= self.class_balance < 1, "class_balance", "in [0, 1)", self.class_balance)
-        _expect(min(self.asl_gamma) >= 0, "asl_gamma", "two numbers of at least 0", self.asl_gamma)
-        _expect(0 <= self.asl_margin < 1, "asl_margin", "in [0, 1)", self.asl_margin)
-        _expect(self.layer_decay is None or 0 < self.layer_decay <= 1, "layer_decay", "in (0, 1]", self.layer_decay)
-        _expect(self.eval_loc >= 0, "eval_loc", "0 or more", self.eval_loc)
-        _expect(0 <= self.hflip <= 1, "hflip", "in [0, 1]", self.hflip)
+        expect(self.img_size >= 1, "img_size", "at least 1", self.img_size)
+        expect(0 <= self.smoothing < 1, "smoothing", "in [0, 1)", self.smoothing)
+        expect(0 <= self.class_balance < 1, "class_balance", "in [0, 1)", self.class_balance)
+        expect(min(self.asl_gamma) >= 0, "asl_gamma", "two numbers of at least 0", self.asl_gamma)
+        expect(0 <= self.asl_margin < 1, "asl_margin", "in [0, 1)", self.asl_margin)
+        expect(self.layer_decay is None or 0 < self.layer_decay <= 1, "layer_decay", "in (0, 1]", self.layer_decay)
+        expect(self.eval_loc >= 0, "eval_loc", "0 or more", self.eval_loc)
+        expect(0 <= self.hflip <= 1, "hflip", "in [0, 1]", self.hflip)
         low, high = self.crop_scale
-        _expect(0 < low <= high <= 1, "crop_scale", "LOW HIGH with 0 < LOW <= HIGH <= 1", self.crop_scale)
+        expect(0 < low <= high <= 1, "crop_scale", "LOW HIGH with 0 < LOW <= HIGH <= 1", self.crop_scale)
         if self.linear_probe and self.mix != "none":
             raise ConfigError(f"--linear-probe sees each image as it is, so it cannot go with --mix {self.mix}")
         if self.linear_probe and (self.loss == "asl" or self.class_balance):
@@ -171,8 +172,3 @@ class TrainConfig(LoopOptions, DataOptions):
             raise ConfigError("--eval-loc needs images to measure on", hint="give --val-split")
         if self.model is None and self.checkpoint is None:
             raise ConfigError("no model", hint="give --model NAME, or --checkpoint with a run of wsol train")
-
-
-def _expect(condition: bool, name: str, expected: str, got: object) -> None:
-    if not condition:
-        raise ConfigError(f"--{name.replace('_', '-')} must be {expected}, got {got}")

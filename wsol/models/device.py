@@ -20,7 +20,9 @@ def find_device(name: str | torch.device) -> torch.device:
         device = torch.device(name)
     except RuntimeError as error:
         raise ModelError(f"unknown device '{name}'", hint="cpu, cuda or cuda:0") from error
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        hint = f"this torch sees {torch.cuda.device_count() or 'no'} GPU; use another device, for example cpu"
-        raise ModelError(f"device '{name}' is not available", hint=hint)
+    try:
+        torch.zeros(1, device=device).item()  # only use shows whether it is there: cuda:9, a torch built without it
+    except Exception as error:  # each kind of device has its own
+        reason = str(error).partition("\n")[0]
+        raise ModelError(f"device '{name}' is not available: {reason}", hint="cpu is always there") from error
     return device
