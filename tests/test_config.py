@@ -113,3 +113,24 @@ def test_dashes_in_recipes_are_underscores(tmp_path):
 
 def test_every_field_of_the_test_class_is_covered():
     assert {item.name for item in fields(Options)} == set(to_dict(Options(data="x")))
+
+
+@pytest.mark.parametrize(("text", "value"), [("1e-3", 1e-3), ("5E-05", 5e-5), ("-2.5e+3", -2500.0), ("1.e2", 100.0)])
+def test_a_recipe_may_write_a_number_with_an_exponent_as_python_does(tmp_path, text, value):
+    @dataclass(frozen=True)
+    class Rates:
+        lr: float = 1.0
+
+    (tmp_path / "recipe.yaml").write_text(f"lr: {text}\n")
+    assert from_dict(Rates, load_yaml(tmp_path / "recipe.yaml")).lr == value
+    with pytest.raises(ConfigError, match="'lr' must be float"):
+        from_dict(Rates, {"lr": text.partition("e")[0] + "x"})
+
+
+def test_a_whole_number_too_large_for_a_float_is_refused():
+    @dataclass(frozen=True)
+    class Rates:
+        lr: float = 1.0
+
+    with pytest.raises(ConfigError, match="'lr' must be float"):
+        from_dict(Rates, {"lr": 10**400})

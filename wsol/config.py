@@ -6,9 +6,11 @@ given, flags of the command line.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
+import re
 import types
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,6 +22,8 @@ from wsol.errors import ConfigError, did_you_mean
 
 T = TypeVar("T")
 _OUTPUT_NEUTRAL = "output_neutral"
+_EXPONENT = re.compile(r"[-+]?\d+(\.\d*)?e[-+]?\d+", re.IGNORECASE)
+"""A number to everybody but YAML 1.1, to which 1e-3 is a text."""
 _LARGEST = 2**20  # bytes of a recipe; PyYAML reads a MiB in some seconds
 
 
@@ -107,9 +111,14 @@ def dump_yaml(config: Any) -> str:
     return yaml.safe_dump(plain, sort_keys=False, allow_unicode=True, default_flow_style=None, width=100)
 
 
+def is_neutral(config: Any, name: str) -> bool:
+    """Return whether a field was declared by `neutral`."""
+    return any(item.name == name and item.metadata.get(_OUTPUT_NEUTRAL) for item in dataclasses.fields(config))
+
+
 def config_hash(config: Any) -> str:
     """Return 16 hex digits over every field that can change the outputs, stable across machines and runs."""
-    kept = [item.name for item in dataclasses.fields(config) if not item.metadata.get(_OUTPUT_NEUTRAL)]
+    kept = [item.name for item in dataclasses.fields(config) if not is_neutral(config, item.name)]
     plain = {name: _simplify(getattr(config, name)) for name in kept}
     return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:16]
 
@@ -153,15 +162,16 @@ def _coerce(value: Any, hint: Any, name: str, where: object) -> Any:
         inner = args[:1] * len(value) if args[-1] is Ellipsis else args
         if len(inner) == len(value):
             return tuple(_coerce(item, kind, name, where) for item, kind in zip(value, inner, strict=True))
-    elif origin in (dict, Mapping) or hint in (dict, Mapping) or str(origin).endswith("abc.Mapping'>"):
+    elif origin in (dict, Mapping) or hint in (dict, Mapping):
         if isinstance(value, Mapping):
             return dict(value)
     elif dataclasses.is_dataclass(hint) and isinstance(value, Mapping):
         return from_dict(hint, value, where=where)  # type: ignore[arg-type]
     elif hint is Path and isinstance(value, str | Path):
         return Path(value).expanduser()
-    elif hint is float and isinstance(value, int | float) and not isinstance(value, bool):
-        return float(value)
+    elif hint is float and (type(value) in (int, float) or (isinstance(value, str) and _EXPONENT.fullmatch(value))):
+        with contextlib.suppress(OverflowError):
+            return float(value)
     elif isinstance(hint, type) and isinstance(value, hint) and not (hint is int and isinstance(value, bool)):
         return value
     expected = getattr(hint, "__name__", str(hint)) if origin is None else str(hint)

@@ -181,8 +181,37 @@ def test_run_folder_is_continued_only_with_the_same_options(tmp_path):
         pass
     with pytest.raises(StoreError, match=r"method was 'cam'.*--overwrite"):
         open_run(folder, verb="cam", config=Config(method="gradcam"))
-    with pytest.raises(StoreError, match="holds a run"):
+    with pytest.raises(StoreError, match="holds a run of wsol cam"):
         open_run(folder, verb="refine", config=Config())
+
+
+def test_only_what_decides_is_named_when_a_run_is_refused(tmp_path):
+    with open_run(tmp_path / "run", verb="cam", config=Config()):
+        pass
+    with pytest.raises(StoreError, match=r"other options: seed was 3 \("):
+        open_run(tmp_path / "run", verb="cam", config=Config(seed=4, workers=9))
+
+
+def test_overwrite_never_clears_the_folder_that_the_run_is_made_from(tmp_path):
+    folder = tmp_path / "maps"
+    with open_run(folder, verb="cam", config=Config()):
+        write_maps(folder, sample_maps("a"))
+    with pytest.raises(StoreError, match="made from that folder"):
+        open_run(
+            folder, verb="refine", config=Config(), inputs={str(tmp_path / "x" / ".." / "maps"): ""}, overwrite=True
+        )
+    assert map_path(folder, "a").is_file()
+
+
+def test_a_run_is_not_continued_from_other_inputs(tmp_path):
+    with open_run(tmp_path / "run", verb="cam", config=Config(), inputs={"weights": "1"}):
+        pass
+    with open_run(tmp_path / "run", verb="cam", config=Config(), inputs={"weights": "1"}):
+        pass
+    with pytest.raises(StoreError, match="weights changed since"):
+        open_run(tmp_path / "run", verb="cam", config=Config(), inputs={"weights": "2"})
+    with open_run(tmp_path / "run", verb="cam", config=Config(), inputs={"weights": "2"}, overwrite=True):
+        pass
 
 
 def test_overwrite_removes_what_the_run_wrote_and_nothing_else(tmp_path):

@@ -19,6 +19,7 @@ from wsol.engine.options import CamConfig
 from wsol.engine.outcome import Outcome, log_to, say_failures
 from wsol.engine.progress import track
 from wsol.engine.sharding import resolve_shard
+from wsol.engine.training_run import checkpoint_hash
 from wsol.errors import ConfigError, ModelError, WsolError
 from wsol.models.classifier import Classifier, load_classifier
 from wsol.schema import DatasetSpec, Sample
@@ -165,7 +166,8 @@ def load_model(config: CamConfig, spec: DatasetSpec, device: torch.device) -> Cl
 
 def _inputs(config: CamConfig) -> dict[str, str]:
     path = Path(config.prompts).expanduser() if config.prompts else None
-    return {str(config.prompts): file_hash(path)} if path and path.is_file() else {}
+    texts = {str(config.prompts): file_hash(path)} if path and path.is_file() else {}
+    return texts | checkpoint_hash(config.checkpoint)
 
 
 def _count(batches: Sequence[Sequence[Sample]]) -> int:

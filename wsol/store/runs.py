@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import wsol
-from wsol.config import config_hash, dump_yaml, load_yaml, to_dict
+from wsol.config import config_hash, dump_yaml, is_neutral, load_yaml, to_dict
 from wsol.errors import ConfigError, DataError, StoreError
 from wsol.schema import DatasetSpec, RunInfo
 from wsol.store.atomic import write_text
@@ -45,6 +45,7 @@ _OWN_FILES = (
     "curves.csv",
     "model.json",
 )
+_OTHER = "give another --out"
 _OWN_PATTERNS = ("manifest-*.jsonl", "run-*.json", "*.safetensors", "checkpoint.pt", "history.jsonl")
 _PACKAGES = (
     "torch",
@@ -114,27 +115,31 @@ def open_run(
         config: Frozen dataclass of the verb; its `config_hash` decides whether the folder may be continued.
         dataset: Saved as `dataset.yaml`, so that later steps need no flags to find the images.
         device: Device in use.
-        inputs: Input path to hash.
+        inputs: Input path to hash; a run is not continued from other ones.
         overwrite: Remove what an earlier run wrote in this folder and start again.
         shard: (index, count) of this process.
 
     Raises:
-        StoreError: When the folder holds a run of another configuration, or no run at all but other files, or when
-            another process is writing the same part of it.
+        StoreError: When the folder holds a run of another configuration or made from other inputs, or no run at all
+            but other files, when it would replace its own input, or when another process is writing the same part.
     """
     digest = config_hash(config)
     overwrite = overwrite and os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") == "0"  # torchrun's restarts continue
     known = _known_hash(path)
+    if overwrite and any(Path(name).resolve() == path.resolve() for name in inputs or {}):
+        raise StoreError("this run is made from that folder, which --overwrite would clear", where=path, hint=_OTHER)
     if known is None and _holds_files(path):
-        raise StoreError("the folder is not empty and holds no run", where=path, hint="give another --out")
+        raise StoreError("the folder is not empty and holds no run", where=path, hint=_OTHER)
     lock = hold(path, shard=shard, alone=known is not None and overwrite)
     if known is not None and overwrite:
         _clear(path)
         known = None
     if known is not None and known != f"{verb}:{digest}":
-        changed = _changed_options(path, config)
-        hint = "give another --out, or --overwrite to replace it"
-        raise StoreError(f"the folder holds a run with other options{changed}", where=path, hint=hint)
+        before = known.partition(":")[0]
+        what = f"with other options{_changed_options(path, config)}" if before == verb else f"of wsol {before}"
+        raise StoreError(f"the folder holds a run {what}", where=path, hint=f"{_OTHER}, or --overwrite to replace it")
+    if known is not None:
+        _refuse_changed_inputs(path, inputs or {})
     if known is None:
         write_text(path / "config.yaml", f"# wsol {verb}, {digest}\n{dump_yaml(config)}")
     if dataset is not None and not (path / "dataset.yaml").is_file():  # after what makes the folder a run
@@ -212,7 +217,7 @@ def _known_hash(path: Path) -> str | None:
     except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, UnicodeDecodeError) as error:
-        raise StoreError(f"config.yaml cannot be read: {error}", where=path, hint="give another --out") from error
+        raise StoreError(f"config.yaml cannot be read: {error}", where=path, hint=_OTHER) from error
     words = first.removeprefix("# wsol ").split(", ")
     return f"{words[0]}:{words[1]}" if len(words) == 2 else "?"
 
@@ -223,8 +228,20 @@ def _changed_options(path: Path, config: Any) -> str:
     except ConfigError:
         return ""
     now = to_dict(config)
-    names = [name for name in now if before.get(name) != now[name]]
+    names = [name for name in now if not is_neutral(config, name) and before.get(name) != now[name]]
     return f": {', '.join(f'{name} was {before.get(name)!r}' for name in names)}" if names else ""
+
+
+def _refuse_changed_inputs(path: Path, inputs: Mapping[str, str]) -> None:
+    """Refuse to continue a run whose weights or maps are others by now: it would become a mixture of both."""
+    try:
+        before = read_info(path).inputs
+    except StoreError:
+        return
+    changed = [name for name, digest in inputs.items() if before.get(name, digest) != digest]
+    if changed:
+        what = f"{', '.join(changed)} changed since this run began"
+        raise StoreError(what, where=path, hint=f"{_OTHER}, or --overwrite to start again")
 
 
 def _clear(path: Path) -> None:
