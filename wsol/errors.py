@@ -47,6 +47,13 @@ class StoreError(WsolError):
     """A run folder cannot be read, written or continued."""
 
 
+class WriteError(StoreError):
+    """A file cannot be written where others could not be either: the disk is full, the folder read-only.
+
+    So it ends a job, which an image that merely failed does not.
+    """
+
+
 class EvalError(WsolError):
     """Scores and ground truth do not fit together, or there is nothing to evaluate."""
 

@@ -38,7 +38,9 @@ def check_id(image_id: str) -> str:
         DataError: When the id could leave the folder it is written to.
     """
     if not image_id or _UNSAFE_ID.search(image_id):
-        raise DataError(f"image id {image_id!r} cannot be a file name", hint="use a relative path without '..'")
+        raise DataError(
+            f"image id {image_id!r} cannot be a file name", hint="rename it: no '..', '\\\\' or control characters"
+        )
     return image_id
 
 

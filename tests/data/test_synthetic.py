@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from wsol.data import load, synthetic
 from wsol.data.images import read_image
 from wsol.data.scene import KINDS, draw_scene
 from wsol.data.synthetic import MARK, write_synthetic
-from wsol.errors import ConfigError, DataError, StoreError
+from wsol.errors import ConfigError, DataError, StoreError, WriteError
 
 SMALL = {"train": 4, "val": 2, "sides": (40, 60)}
 
@@ -131,3 +132,20 @@ def test_refusals(tmp_path: Path) -> None:
     for options in ({"classes": 6}, {"train": 0}, {"sides": (60, 40)}, {"sides": (8, 40)}):
         with pytest.raises(ConfigError):
             write_synthetic(tmp_path / "x", **options)
+
+
+def test_what_a_killed_writer_left_goes_when_the_set_is_generated_again(tmp_path):
+    write_synthetic(tmp_path / "set", train=1, val=1)
+    left = tmp_path / "set" / "JPEGImages" / ".tmp-00000000-1-0"
+    left.write_bytes(b"half")
+    os.utime(left, (1, 1))
+    write_synthetic(tmp_path / "set", train=1, val=1)
+    assert not list((tmp_path / "set").rglob(".tmp-*"))
+
+
+def test_a_folder_that_cannot_be_written_is_one_line(tmp_path):
+    (tmp_path / "set").mkdir()
+    (tmp_path / "set" / "synthetic.json").write_text('{"classes": []}')
+    (tmp_path / "set" / "JPEGImages").write_text("in the way")
+    with pytest.raises(WriteError, match="JPEGImages.*cannot write"):
+        write_synthetic(tmp_path / "set", train=1, val=1)

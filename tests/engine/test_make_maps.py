@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -55,6 +56,16 @@ def test_maps_of_a_model_without_weights_say_so(tmp_path, caplog):
     with caplog.at_level("INFO", "wsol"):
         make_maps(config(tmp_path / "photos", None, tmp_path / "run", **options))
     assert "random weights" in caplog.text
+
+
+def test_an_image_whose_maps_cannot_be_stored_does_not_end_the_job(photos, checkpoint, tmp_path):
+    (tmp_path / "photos" / "cat").mkdir(parents=True)
+    (tmp_path / "photos" / "dog").mkdir()
+    for name in ("cat/" + "x" * 248, "dog/y"):  # with .npz behind, no file system takes the first
+        shutil.copy(photos / "cat" / "00.png", tmp_path / "photos" / f"{name}.png")
+    outcome = make_maps(config(tmp_path / "photos", checkpoint, tmp_path / "run"))
+    assert (outcome.done, list(outcome.failures)) == (1, ["cat/" + "x" * 248 + ".png"])
+    assert "shorter name" in next(iter(outcome.failures.values()))
 
 
 @pytest.mark.parametrize("resize", ["keep", "native"])

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import stat
 import subprocess
 import sys
 
 import pytest
 
+from wsol.errors import StoreError, WriteError
 from wsol.store.atomic import atomic_write
 from wsol.store.lock import hold
 
@@ -34,26 +37,26 @@ def writer(path):
 
 
 def temporaries(run):
-    return sorted(path.name.rpartition("-")[2] for path in run.rglob(".tmp-*"))
+    return sorted(path.parent.name for path in run.rglob(".tmp-*"))
 
 
 @pytest.mark.skipif(os.name == "nt", reason="no signals")
 def test_kill_9_leaves_a_file_that_the_next_job_removes_beside_a_living_writer(tmp_path):
     run = tmp_path / "run"
-    dead, alive = writer(run / "maps" / "a" / "dead.npz"), writer(run / "masks" / "alive.png")
+    dead, alive = writer(run / "maps" / "dead" / "1.npz"), writer(run / "masks" / "alive" / "1.png")
     try:
         dead.kill()
         dead.wait()
-        assert temporaries(run) == ["alive.png", "dead.npz"]
+        assert temporaries(run) == ["alive", "dead"]
         hold(run, shard=(1, 2)).close()
-        assert temporaries(run) == ["alive.png"]
+        assert temporaries(run) == ["alive"]
         alive.communicate(b"go on\n", timeout=30)
     finally:
         for process in (dead, alive):
             process.kill()
             process.wait()
-    assert (run / "masks" / "alive.png").read_bytes() == b"half whole"
-    assert not (run / "maps" / "a" / "dead.npz").exists()
+    assert (run / "masks" / "alive" / "1.png").read_bytes() == b"half whole"
+    assert not (run / "maps" / "dead" / "1.npz").exists()
     assert temporaries(run) == []
 
 
@@ -86,3 +89,41 @@ def test_links_are_not_followed_and_own_files_stay(tmp_path):
         stream.write(b"whole")
     assert (run / "x").read_bytes() == b"whole"
     assert elsewhere.exists()
+
+
+@pytest.mark.parametrize("name", ["x" * 250 + ".png", "写" * 80 + ".png"])
+def test_a_name_as_long_as_the_file_system_allows_can_be_written(tmp_path, name):
+    with atomic_write(tmp_path / name) as stream:
+        stream.write(b"whole")
+    assert (tmp_path / name).read_bytes() == b"whole"
+
+
+def test_a_longer_name_is_the_fault_of_its_image_and_a_full_disk_is_not(tmp_path):
+    with pytest.raises(StoreError, match="shorter name") as caught, atomic_write(tmp_path / ("x" * 256)) as stream:
+        stream.write(b"whole")
+    assert not isinstance(caught.value, WriteError)
+    with pytest.raises(WriteError, match="disk is full"), atomic_write(tmp_path / "x"):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_two_threads_that_write_one_file_leave_one_of_the_two(tmp_path):
+    with atomic_write(tmp_path / "x") as first:
+        first.write(b"first")
+        with atomic_write(tmp_path / "x") as second:
+            second.write(b"second and longer")
+        assert (tmp_path / "x").read_bytes() == b"second and longer"
+    assert (tmp_path / "x").read_bytes() == b"first"
+
+
+@pytest.mark.skipif(os.name == "nt", reason="folders cannot be opened there")
+def test_a_durable_write_syncs_the_file_before_it_has_its_name_and_the_folder_after(tmp_path, monkeypatch):
+    seen = []
+
+    def fsync(handle):
+        seen.append((stat.S_ISDIR(os.fstat(handle).st_mode), (tmp_path / "x").exists()))
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    with atomic_write(tmp_path / "x", durable=True) as stream:
+        stream.write(b"whole")
+    assert seen == [(False, False), (True, True)]

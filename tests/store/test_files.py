@@ -1,11 +1,15 @@
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
 import sys
+import tempfile
+import tracemalloc
 import zipfile
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -269,3 +273,26 @@ def test_kill_at_any_moment_leaves_whole_files(tmp_path):
         assert rows
         assert finished(tmp_path, lambda name: read_maps(tmp_path, name)) == set(rows)
         assert mask_path(tmp_path, "x").name == "x.png"
+
+
+def test_a_manifest_is_read_a_line_at_a_time(tmp_path):
+    line = json.dumps({"id": "ID", "ok": True, "classes": list(range(300))})
+    (tmp_path / "manifest-000-of-001.jsonl").write_text(
+        "".join(line.replace("ID", f"{at}") + "\n" for at in range(5000))
+    )
+    tracemalloc.start()
+    try:
+        assert len(finished(tmp_path, lambda _: None)) == 5000
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < (tmp_path / "manifest-000-of-001.jsonl").stat().st_size / 4
+
+
+@given(st.lists(st.tuples(st.sampled_from("abc"), st.booleans()), max_size=12))
+def test_finished_ids_are_those_whose_row_is_ok(rows):
+    with tempfile.TemporaryDirectory() as folder:
+        text = "".join(json.dumps({"id": name, "ok": ok}) + "\n" for name, ok in rows)
+        (Path(folder) / "manifest-000-of-001.jsonl").write_text(text)
+        expected = {name for name, row in read_rows(Path(folder)).items() if row["ok"]}
+        assert finished(Path(folder), lambda _: None) == expected

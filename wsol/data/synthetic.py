@@ -5,9 +5,7 @@ Made for demonstrations and tests without any download; see `wsol.data.scene` fo
 
 from __future__ import annotations
 
-import io
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +17,8 @@ from wsol.data import DATASETS
 from wsol.data.catalog import Dataset, Layout, Part
 from wsol.data.scene import KINDS, Scene, draw_scene
 from wsol.data.voc import read_devkit
-from wsol.errors import ConfigError, DataError, StoreError
-from wsol.store.atomic import write_text
+from wsol.errors import ConfigError, DataError
+from wsol.store.atomic import atomic_write, remove_stale, write_text
 from wsol.store.masks import encode_mask
 
 MARK = "synthetic.json"
@@ -61,7 +59,7 @@ def write_synthetic(
     Raises:
         ConfigError: On counts out of range.
         DataError: When the folder holds something else.
-        StoreError: When it cannot be written to.
+        WriteError: When it cannot be written to.
     """
     if not 1 <= classes <= len(KINDS) or min(train, val) < 1 or not 40 <= sides[0] < sides[1]:
         raise ConfigError(
@@ -73,17 +71,13 @@ def write_synthetic(
     about: dict[str, Any] = {"version": VERSION, "seed": seed, "train": train, "val": val, "sides": list(sides)}
     about["classes"] = [kind.name for kind in KINDS[:classes]]
     write_text(root / MARK, json.dumps({**about, "complete": False}, indent=1))
-    try:
-        for folder in ("JPEGImages", "Annotations", "SegmentationClass", "ImageSets/Segmentation"):
-            (root / folder).mkdir(parents=True, exist_ok=True)
-        for code, (split, count) in enumerate(zip(_SPLITS, (train, val), strict=True)):
-            names = [f"{split}_{index:05d}" for index in range(count)]
-            for index, name in enumerate(names):
-                rng = np.random.default_rng([seed, code, index])
-                _write_scene(root, name, draw_scene(rng, sides=sides, classes=classes))
-            _put(root / "ImageSets" / "Segmentation" / f"{split}.txt", "".join(f"{name}\n" for name in names).encode())
-    except OSError as error:
-        raise StoreError(f"cannot write: {error.strerror or error}", where=root) from error
+    remove_stale(root, (root / MARK).stat().st_mtime)
+    for code, (split, count) in enumerate(zip(_SPLITS, (train, val), strict=True)):
+        names = [f"{split}_{index:05d}" for index in range(count)]
+        for index, name in enumerate(names):
+            rng = np.random.default_rng([seed, code, index])
+            _write_scene(root, name, draw_scene(rng, sides=sides, classes=classes))
+        write_text(root / "ImageSets" / "Segmentation" / f"{split}.txt", "".join(f"{name}\n" for name in names))
     write_text(root / MARK, json.dumps({**about, "complete": True}, indent=1))
 
 
@@ -131,18 +125,12 @@ def _read_mark(root: Path) -> dict[str, Any] | None:
 
 
 def _write_scene(root: Path, name: str, scene: Scene) -> None:
-    buffer = io.BytesIO()
-    Image.fromarray(scene.image).save(buffer, format="JPEG", quality=92)
-    _put(root / "JPEGImages" / f"{name}.jpg", buffer.getvalue())
-    _put(root / "SegmentationClass" / f"{name}.png", encode_mask(scene.labels))
-    _put(root / "Annotations" / f"{name}.xml", _xml(name, scene).encode())
-
-
-def _put(path: Path, data: bytes) -> None:
     # Two processes may generate the same set at once: each file is whole at any moment.
-    temporary = path.with_name(f".tmp-{os.getpid()}-{path.name}")
-    temporary.write_bytes(data)
-    temporary.replace(path)
+    with atomic_write(root / "JPEGImages" / f"{name}.jpg") as stream:
+        Image.fromarray(scene.image).save(stream, format="JPEG", quality=92)
+    with atomic_write(root / "SegmentationClass" / f"{name}.png") as stream:
+        stream.write(encode_mask(scene.labels))
+    write_text(root / "Annotations" / f"{name}.xml", _xml(name, scene))
 
 
 def _xml(name: str, scene: Scene) -> str:

@@ -14,7 +14,7 @@ from wsol.data.images import read_image
 from wsol.engine.affinity_options import IRNLabels, PSALabels
 from wsol.engine.loaders import Failures
 from wsol.engine.progress import track
-from wsol.errors import DataError, StoreError, WsolError
+from wsol.errors import DataError, WriteError, WsolError
 from wsol.schema import IGNORE, PseudoMask, Sample
 from wsol.store.maps import read_maps
 from wsol.store.masks import mask_path, write_mask
@@ -74,7 +74,7 @@ def write_labels(
         The samples that have labels.
 
     Raises:
-        StoreError: When the folder cannot be written.
+        WriteError: When the folder cannot be written.
     """
 
     def work(sample: Sample) -> str | None:
@@ -87,9 +87,9 @@ def write_labels(
                 lookup[: len(found.class_ids) + 1] = [0, *(found.class_ids + 1)]
                 labels = lookup[labels]
             write_mask(run, PseudoMask(id=sample.id, labels=labels))
+        except WriteError:
+            raise
         except WsolError as error:
-            if isinstance(error, StoreError) and "cannot write" in error.what:
-                raise
             return str(error)
         return None
 

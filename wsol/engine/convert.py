@@ -14,7 +14,7 @@ from wsol.data.images import image_size
 from wsol.engine.convert_options import ConvertConfig
 from wsol.engine.outcome import Outcome, log_to, say_failures
 from wsol.engine.progress import track
-from wsol.errors import ConfigError, StoreError, WsolError
+from wsol.errors import ConfigError, StoreError, WriteError, WsolError
 from wsol.eval.sources import load_truth
 from wsol.schema import PseudoMask, Sample, ScoreMaps
 from wsol.store.exchange import PROJECTS
@@ -147,9 +147,9 @@ def _each(
         for sample in samples:
             try:
                 work(sample)
+            except WriteError:
+                raise
             except WsolError as error:
-                if isinstance(error, StoreError) and "cannot write" in error.what:
-                    raise
                 failed(sample.id, str(error))
                 counts.failures[sample.id] = str(error)
             else:

@@ -16,7 +16,7 @@ from wsol.engine.outcome import Outcome, log_to, say_failures
 from wsol.engine.progress import track
 from wsol.engine.sharding import resolve_shard
 from wsol.engine.training_run import checkpoint_hash
-from wsol.errors import StoreError, WsolError
+from wsol.errors import StoreError, WriteError, WsolError
 from wsol.refine.irn import IRN
 from wsol.schema import DatasetSpec, Sample
 from wsol.store.atomic import write_text
@@ -56,9 +56,9 @@ def make_instances(config: InstanceConfig) -> Outcome:
     def work(sample: Sample) -> str | None:
         try:
             _find(sample, config, refiner)
+        except WriteError:
+            raise
         except WsolError as error:
-            if isinstance(error, StoreError) and "cannot write" in error.what:
-                raise
             return str(error)
         return None
 

@@ -19,7 +19,7 @@ from wsol.engine.refine_options import RefineConfig
 from wsol.engine.sharding import resolve_shard
 from wsol.errors import ConfigError, StoreError
 from wsol.schema import Sample
-from wsol.store.manifest import Manifest, finished, read_rows
+from wsol.store.manifest import Manifest, finished, iterate_rows
 from wsol.store.masks import mask_path, read_labels
 from wsol.store.runs import open_run, read_info
 
@@ -126,6 +126,10 @@ def dataset_of_run(run: Path, *, limit: int | None = None) -> data.Dataset:
 
 def _vanished(run: Path, samples: Sequence[Sample]) -> list[int]:
     """Return how many classes vanished in each image that lost one."""
-    rows = read_rows(run)
-    counts = (len(rows.get(sample.id, {}).get("vanished", ())) for sample in samples)
-    return [count for count in counts if count]
+    counts: dict[str, int] = {}
+    for image_id, row in iterate_rows(run):
+        if row.get("vanished"):
+            counts[image_id] = len(row["vanished"])
+        elif row.get("ok"):
+            counts.pop(image_id, None)
+    return [counts[sample.id] for sample in samples if sample.id in counts]

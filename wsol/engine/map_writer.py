@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from wsol.cams import CAMS
 from wsol.engine.options import CamConfig
 from wsol.engine.outcome import Outcome
-from wsol.errors import StoreError
+from wsol.errors import StoreError, WriteError, WsolError
 from wsol.ops.normalize import normalize
 from wsol.schema import Sample, ScoreMaps
 from wsol.store.manifest import Manifest
@@ -66,18 +66,27 @@ class MapWriter:
 
     def _write(self, computed: Sequence[Computed], failed: Mapping[str, str]) -> None:
         for image_id, reason in failed.items():
-            self.manifest.failed(image_id, reason)
-            self.outcome.failures[image_id] = reason
-            if self.config.fail_fast:
-                raise StoreError(reason, hint="without --fail-fast the other images go on")
+            self._fail(image_id, reason)
         for image in computed:
             if image.sample.id in self.kept:
                 self.outcome.skipped += 1
                 continue
-            maps = _finish(image, self.config)
-            size = write_maps(self.config.out, maps)
+            try:
+                maps = _finish(image, self.config)
+                size = write_maps(self.config.out, maps)
+            except WriteError:
+                raise
+            except WsolError as error:  # NaN in the maps, or a name too long for the file system
+                self._fail(image.sample.id, str(error))
+                continue
             self.manifest.done(maps.id, classes=maps.class_ids.tolist(), bytes=size)
             self.outcome.done += 1
+
+    def _fail(self, image_id: str, reason: str) -> None:
+        self.manifest.failed(image_id, reason)
+        self.outcome.failures[image_id] = reason
+        if self.config.fail_fast:
+            raise StoreError(reason, hint="without --fail-fast the other images go on")
 
 
 def _finish(image: Computed, config: CamConfig) -> ScoreMaps:

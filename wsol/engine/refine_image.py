@@ -12,7 +12,7 @@ from wsol import refine
 from wsol.data.images import read_image
 from wsol.engine.mask_source import read_saliency
 from wsol.engine.refine_options import RefineConfig
-from wsol.errors import ConfigError, DataError, ModelError, StoreError, WsolError
+from wsol.errors import ConfigError, DataError, ModelError, WriteError, WsolError
 from wsol.schema import IGNORE, PseudoMask, Sample, ScoreMaps
 from wsol.store.maps import read_maps, write_maps
 from wsol.store.masks import write_mask
@@ -36,11 +36,9 @@ def refine_one(sample: Sample, config: RefineConfig, num_classes: int) -> Done:
         maps, image = read_pair(sample, config)
         mask, refined = refine_pair(maps, image, config, num_classes)
         return sample.id, write_result(maps, mask, refined, config, num_classes), None
+    except (ConfigError, ModelError, WriteError):
+        raise
     except WsolError as error:
-        if isinstance(error, ConfigError | ModelError) or (
-            isinstance(error, StoreError) and "cannot write" in error.what
-        ):
-            raise
         return sample.id, {}, str(error)
 
 

@@ -10,13 +10,15 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from functools import cache, lru_cache
+from itertools import count
 from pathlib import Path
 from typing import BinaryIO
 
-from wsol.errors import StoreError
+from wsol.errors import StoreError, WriteError
 
 _TEMPORARY = re.compile(r"\.tmp-(?:(?P<machine>[0-9a-f]{8})-)?(?P<pid>\d+)-.+", re.DOTALL)
 _DAY = 86400.0
+_COUNT = count()
 
 
 @contextmanager
@@ -27,13 +29,15 @@ def atomic_write(path: Path, *, durable: bool = False) -> Iterator[BinaryIO]:
         path: The file; its folder is made where it is missing.
         durable: Also survive a power cut (fsync): for checkpoints, which nothing can check and redo.
 
-    The name carries machine and process, so that two writers never share one. A crash leaves at most a `.tmp-*`
-    file; it is never read, and the next job in the folder removes it.
+    The name of the temporary file is short whatever `path` is called, and carries machine, process and a number, so
+    that two writers never share one. A crash leaves at most a `.tmp-*` file; it is never read, and the next job in the
+    folder removes it.
 
     Raises:
-        StoreError: When the folder cannot be written to or the disk is full.
+        WriteError: When the folder cannot be written to or the disk is full.
+        StoreError: When the name is too long for the file system.
     """
-    temporary = path.with_name(f".tmp-{_machine()}-{os.getpid()}-{path.name}")
+    temporary = path.with_name(f".tmp-{_machine()}-{os.getpid()}-{next(_COUNT)}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with temporary.open("wb") as stream:
@@ -42,8 +46,13 @@ def atomic_write(path: Path, *, durable: bool = False) -> Iterator[BinaryIO]:
                 stream.flush()
                 os.fsync(stream.fileno())
         temporary.replace(path)
+        if durable:
+            _sync_folder(path.parent)
     except OSError as error:
-        raise StoreError(f"cannot write: {error.strerror or error}", where=path, hint=_advice(error)) from error
+        what = f"cannot write: {error.strerror or error}"
+        if error.errno == errno.ENAMETOOLONG:  # of this file alone
+            raise StoreError(what, where=path, hint="give the image a shorter name") from error
+        raise WriteError(what, where=path, hint=_advice(error)) from error
     finally:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
@@ -105,11 +114,21 @@ def inside(run: Path, path: Path) -> Path:
     """Return a path below a run folder, or refuse it where a link leads out of the folder.
 
     Raises:
-        StoreError: When the file would lie elsewhere.
+        WriteError: When the file would lie elsewhere.
     """
     if _leads_out(path.parent, run):
-        raise StoreError("cannot write: a link leads out of the run", where=path, hint="link the run folder itself")
+        raise WriteError("cannot write: a link leads out of the run", where=path, hint="link the run folder itself")
     return path
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make new names in a folder survive a power cut too; some file systems, and Windows, do not offer it."""
+    with suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
 
 
 def write_text(path: Path, text: str) -> None:

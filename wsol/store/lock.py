@@ -9,7 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO
 
-from wsol.errors import StoreError
+from wsol.errors import StoreError, WriteError
 from wsol.store.atomic import remove_stale
 
 try:
@@ -37,7 +37,8 @@ def hold(run: Path, *, shard: tuple[int, int] = (0, 1), alone: bool = False) -> 
         The open lock file; None where the file system or the platform knows no locks.
 
     Raises:
-        StoreError: When another process works there, or the folder cannot be written.
+        StoreError: When another process works there.
+        WriteError: When the folder cannot be written.
     """
     own = run / f".lock-{shard[0]:03d}-of-{shard[1]:03d}"
     try:
@@ -45,7 +46,7 @@ def hold(run: Path, *, shard: tuple[int, int] = (0, 1), alone: bool = False) -> 
         stream = own.open("ab", buffering=0)
     except OSError as error:
         hint = "check that the folder exists and may be written to, or give another --out"
-        raise StoreError(f"cannot write: {error.strerror or error}", where=run, hint=hint) from error
+        raise WriteError(f"cannot write: {error.strerror or error}", where=run, hint=hint) from error
     locked = _take(stream, own, exclusive=True)
     if locked:
         _HELD.add(stream)

@@ -5,12 +5,12 @@ from __future__ import annotations
 import errno
 import json
 import os
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from wsol.errors import DataError, StoreError
+from wsol.errors import DataError, StoreError, WriteError
 from wsol.schema import check_id
 from wsol.store.shards import Sealer
 
@@ -35,7 +35,7 @@ class Manifest:
             if _ends_torn(self.path):
                 self._stream.write(b"\n")
         except OSError as error:
-            raise StoreError(f"cannot write: {error.strerror}", where=self.path, hint="give another --out") from error
+            raise WriteError(f"cannot write: {error.strerror}", where=self.path, hint="give another --out") from error
         return self
 
     def __exit__(
@@ -69,9 +69,8 @@ class Manifest:
             if self._stream.write(line) != len(line):  # a disk that fills up takes a part and says nothing
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         except OSError as error:
-            raise StoreError(
-                f"cannot write: {error.strerror}", where=self.path, hint=os.strerror(error.errno or 0)
-            ) from error
+            hint = "free some space and run the same command again, it continues"
+            raise WriteError(f"cannot write: {error.strerror}", where=self.path, hint=hint) from error
         if self._sealer is not None:
             self._sealer.settle(str(row["id"]))
 
@@ -84,22 +83,29 @@ def _ends_torn(path: Path) -> bool:
         return stream.read(1) != b"\n"
 
 
-def read_rows(run: Path) -> dict[str, dict[str, Any]]:
-    """Return the last row of every id over all shards of a run; torn and foreign lines are skipped.
+def iterate_rows(run: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield id and row of every line over all shards of a run, one at a time; torn and foreign lines are skipped.
 
-    The order of the files is that of their names: what the clock says does not matter.
+    The order of the files is that of their names: what the clock says does not matter. An id may come several times.
     """
-    rows: dict[str, dict[str, Any]] = {}
     for path in sorted(run.glob("manifest-*.jsonl")):
-        for line in path.read_bytes().splitlines():
-            try:
-                row = json.loads(line)
-                image_id = check_id(row["id"])
-            except (ValueError, KeyError, TypeError, RecursionError, DataError):
-                continue
-            # A file that one shard wrote stays valid even if another shard failed on the same id.
-            if not (rows.get(image_id, {}).get("ok") and not row.get("ok")):
-                rows[image_id] = row
+        with path.open("rb") as stream:
+            for line in stream:
+                try:
+                    row = json.loads(line)
+                    image_id = check_id(row["id"])
+                except (ValueError, KeyError, TypeError, RecursionError, DataError):
+                    continue
+                yield image_id, row
+
+
+def read_rows(run: Path) -> dict[str, dict[str, Any]]:
+    """Return the row of every id over all shards of a run: the last one, but an ok one before any that failed."""
+    rows: dict[str, dict[str, Any]] = {}
+    for image_id, row in iterate_rows(run):
+        # A file that one shard wrote stays valid even if another shard failed on the same id.
+        if not (rows.get(image_id, {}).get("ok") and not row.get("ok")):
+            rows[image_id] = row
     return rows
 
 
@@ -111,8 +117,8 @@ def finished(run: Path, reads_whole: Callable[[str], object]) -> set[str]:
         reads_whole: Reads the file of an id and raises StoreError when it is missing or torn.
     """
     ids = set()
-    for image_id, row in read_rows(run).items():
-        if row.get("ok"):
+    for image_id, row in iterate_rows(run):
+        if row.get("ok") and image_id not in ids:
             try:
                 reads_whole(image_id)
             except StoreError:

@@ -82,9 +82,6 @@ class Sealer:
     def __init__(self, run: Path, ids: Sequence[str], done: Collection[str], shard: tuple[int, int] = (0, 1)) -> None:
         self._run, self._ids, self._done = run, ids, done
         self._prefix = f"{shard[0]:03d}-of-{shard[1]:03d}"
-        for kind in KINDS:
-            for torn in (run / kind).glob(f".tmp-*-{self._prefix}-*.tar"):  # of a writer that was killed
-                torn.unlink()
         self._before = {name for kind, suffix in KINDS.items() for name in _loose(run / kind, suffix)}
         self._loose = set(self._before)
         self._ahead: set[str] = set()
