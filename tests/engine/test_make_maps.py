@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 import shutil
 import signal
 import subprocess
@@ -10,10 +11,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from wsol.engine import loaders, map_batches
 from wsol.engine.make_maps import make_maps, plan_batches
 from wsol.engine.options import CamConfig
 from wsol.engine.sharding import resolve_shard
@@ -66,6 +69,28 @@ def test_an_image_whose_maps_cannot_be_stored_does_not_end_the_job(photos, check
     outcome = make_maps(config(tmp_path / "photos", checkpoint, tmp_path / "run"))
     assert (outcome.done, list(outcome.failures)) == (1, ["cat/" + "x" * 248 + ".png"])
     assert "shorter name" in next(iter(outcome.failures.values()))
+
+
+@pytest.mark.parametrize("reader", ["maps", "images"])
+def test_reading_processes_get_no_copy_of_the_list_of_images(tmp_path, monkeypatch, reader):
+    sent = []
+
+    def loader(dataset, **_options):
+        sent.append(len(pickle.dumps(dataset)))
+        return []
+
+    monkeypatch.setattr(map_batches, "DataLoader", loader)
+    monkeypatch.setattr(loaders, "DataLoader", loader)
+    facts = map_batches.InputFacts(32, "squash", 32, (0.0,) * 3, (1.0,) * 3, "bilinear")
+    for count in (2, 2000):
+        samples = [Sample(id=f"{at}.jpg", image=tmp_path / f"{at}.jpg") for at in range(count)]
+        options = CamConfig(data="folder", model="test_resnet", out=tmp_path, workers=2)
+        if reader == "maps":
+            list(map_batches.read_batches([samples], options, facts, torch.device("cpu")))
+        else:
+            with pytest.raises(ValueError, match="zip"):  # the loader of this test gives nothing
+                list(loaders.read_images(samples, workers=2, device=torch.device("cpu")))
+    assert sent[0] == sent[1] < 2000
 
 
 @pytest.mark.parametrize("resize", ["keep", "native"])

@@ -140,12 +140,9 @@ class Batches(TorchDataset[Batch]):
 
 
 class _Images(TorchDataset["NDArray[np.uint8] | str"]):
-    def __init__(self, samples: Sequence[Sample]) -> None:
-        self.samples = samples
-
-    def __getitem__(self, at: int) -> NDArray[np.uint8] | str:
+    def __getitem__(self, sample: Sample) -> NDArray[np.uint8] | str:
         try:
-            return read_image(self.samples[at].image, upright=self.samples[at].upright)
+            return read_image(sample.image, upright=sample.upright)
         except WsolError as error:
             return str(error)
 
@@ -160,7 +157,8 @@ def read_images(
         workers: Reading processes; 0 reads in this one.
         device: Where the images will go.
     """
-    loaded = _load(_Images(samples), range(len(samples)), min(workers, len(samples)), device)
+    # Samples are sent one at a time: a spawned process would get a copy of them all.
+    loaded = _load(_Images(), samples, min(workers, len(samples)), device)
     yield from zip(samples, loaded, strict=True)
 
 

@@ -114,9 +114,10 @@ def read_batches(
     batches: Sequence[Sequence[Sample]], config: CamConfig, facts: InputFacts, device: torch.device
 ) -> Iterator[Loaded]:
     """Yield the batches in order, read ahead by `config.workers` processes."""
-    loader = DataLoader(
-        _Batches(batches, config, facts),
+    loader: DataLoader[Loaded] = DataLoader(
+        _Reader(config, facts),
         batch_size=None,
+        sampler=batches,  # sent one at a time: a spawned process would get a copy of the whole plan
         num_workers=min(config.workers, len(batches)),
         pin_memory=device.type == "cuda",
         multiprocessing_context="spawn" if config.workers and device.type == "cuda" else None,
@@ -125,16 +126,12 @@ def read_batches(
 
 
 @dataclass(frozen=True)
-class _Batches(TorchDataset[Loaded]):
-    batches: Sequence[Sequence[Sample]]
+class _Reader(TorchDataset[Loaded]):
     config: CamConfig
     facts: InputFacts
 
-    def __len__(self) -> int:
-        return len(self.batches)
-
-    def __getitem__(self, at: int) -> Loaded:
-        return read_batch(self.batches[at], self.config, self.facts)
+    def __getitem__(self, batch: Sequence[Sample]) -> Loaded:
+        return read_batch(batch, self.config, self.facts)
 
 
 def compute(loaded: Loaded, config: CamConfig, method: BoundMethod, device: torch.device) -> Made:
