@@ -27,7 +27,9 @@ class InfoConfig:
 
 _METHODS = (("map methods", "cams"), ("refiners", "refine"), ("mix strategies", "mix"), ("data sets", "data"))
 # torch takes seconds to import and may not be needed at all, so a child process asks it.
-_ASK_TORCH = "import torch; print([torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())])"
+_ASK_TORCH = (
+    "import json, torch; print(json.dumps([torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]))"
+)
 
 
 def run(argv: Sequence[str]) -> int:
@@ -117,7 +119,7 @@ def _show_mix(argv: Sequence[str]) -> int:
 
 def _devices() -> list[str]:
     answer = subprocess.run([sys.executable, "-c", _ASK_TORCH], capture_output=True, text=True, check=False)  # noqa: S603  # nosec B603
-    names = json.loads(answer.stdout.replace("'", '"')) if answer.returncode == 0 else []
+    names = json.loads(answer.stdout) if answer.returncode == 0 else []
     return [f"cpu ({os.cpu_count()} cores)", *(f"cuda:{at} {name}" for at, name in enumerate(names))]
 
 

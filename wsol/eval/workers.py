@@ -7,6 +7,7 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
+from contextlib import contextmanager
 from functools import partial
 from typing import TypeVar
 
@@ -15,7 +16,28 @@ import cv2
 T = TypeVar("T")
 R = TypeVar("R")
 _CHUNK = 32
-_THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+_THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")
+
+
+@contextmanager
+def single_threaded_pool(workers: int) -> Iterator[ProcessPoolExecutor]:
+    """Start processes of one thread each: several images at once beat several threads an image.
+
+    Args:
+        workers: Number of processes.
+    """
+    # The libraries read these variables when they start, so the children must inherit them.
+    before = {name: os.environ.get(name) for name in _THREADS}
+    os.environ.update(dict.fromkeys(_THREADS, "1"))
+    try:
+        with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
+            yield pool
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
 
 
 def map_chunks(work: Callable[[Sequence[T]], R], items: Sequence[T], *, workers: int) -> Iterator[R]:
@@ -35,17 +57,8 @@ def map_chunks(work: Callable[[Sequence[T]], R], items: Sequence[T], *, workers:
     if workers < 2:
         yield from (work(chunk) for chunk in chunks)
         return
-    before = {name: os.environ.get(name) for name in _THREADS}
-    os.environ.update(dict.fromkeys(_THREADS, "1"))
-    try:
-        with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
-            yield from _in_order(pool, partial(_single_threaded, work), chunks, depth=4 * workers)
-    finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
+    with single_threaded_pool(workers) as pool:
+        yield from _in_order(pool, partial(_single_threaded, work), chunks, depth=4 * workers)
 
 
 def _in_order(
