@@ -12,7 +12,7 @@ import wsol.engine.map_writer as module
 from wsol.cams import CAMS
 from wsol.engine.make_maps import make_maps
 from wsol.engine.options import CamConfig
-from wsol.errors import ConfigError, StoreError, WsolError
+from wsol.errors import ConfigError, WriteError, WsolError
 from wsol.store.manifest import read_rows
 from wsol.store.maps import read_maps
 
@@ -148,11 +148,11 @@ def test_an_error_of_the_writer_ends_the_job(clip_config, tmp_path, monkeypatch)
 
         def write(out, maps, count=count, failing=failing):
             if next(count) == failing:
-                raise StoreError("cannot write")
+                raise WriteError("cannot write")
             return 1
 
         monkeypatch.setattr(module, "write_maps", write)
-        with pytest.raises(StoreError, match="cannot write"):
+        with pytest.raises(WriteError, match="cannot write"):
             make_maps(clip_config(f"run{failing}"))
         assert len(read_rows(tmp_path / f"run{failing}")) == failing - 1
 

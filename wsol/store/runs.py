@@ -135,9 +135,12 @@ def open_run(
         _clear(path)
         known = None
     if known is not None and known != f"{verb}:{digest}":
-        before = known.partition(":")[0]
-        what = f"with other options{_changed_options(path, config)}" if before == verb else f"of wsol {before}"
-        raise StoreError(f"the folder holds a run {what}", where=path, hint=f"{_OTHER}, or --overwrite to replace it")
+        before, hint = known.partition(":")[0], f"{_OTHER}, or --overwrite to replace it"
+        if before != verb:
+            raise StoreError(f"the folder holds a run of wsol {before}", where=path, hint=hint)
+        raise StoreError(
+            f"the folder holds a run with other options{_changed_options(path, config)}", where=path, hint=hint
+        )
     if known is not None:
         _refuse_changed_inputs(path, inputs or {})
     if known is None:
