@@ -163,6 +163,16 @@ def test_regions_by_class_component_and_largest():
     assert find_regions(np.full((3, 4), 255, np.uint8)) == ()
 
 
+@given(masks)
+def test_components_are_ordered_by_their_first_pixel(mask):
+    found = [region.whole(mask.shape) for region in find_regions(mask.astype(np.uint8), objects="component")]
+    firsts = [int(whole.argmax()) for whole in found]
+    assert firsts == sorted(firsts)
+    if found:
+        (largest,) = find_regions(mask.astype(np.uint8), objects="largest")
+        np.testing.assert_array_equal(largest.whole(mask.shape), max(found, key=np.sum))  # the first of equal ones
+
+
 @given(arrays(np.uint8, st.tuples(st.integers(1, 8), st.integers(1, 8)), elements=st.sampled_from([0, 1, 2, 255])))
 def test_the_regions_of_a_mask_are_its_pixels(labels):
     for objects in ("class", "component"):

@@ -121,7 +121,10 @@ def find_regions(
             x, y, w, h = cv2.boundingRect(mask.astype(np.uint8))
             found = [(x, y, mask[y : y + h, x : x + w])]
         else:
-            count, parts, stats, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=8)
+            # OpenCV's default numbers the components by blocks of 2x2 pixels; this algorithm, by their first pixel.
+            count, parts, stats, _ = cv2.connectedComponentsWithStatsWithAlgorithm(
+                mask.astype(np.uint8), connectivity=8, ltype=cv2.CV_32S, ccltype=cv2.CCL_WU
+            )
             areas = stats[1:, cv2.CC_STAT_AREA]
             chosen = range(1, count) if objects == "component" else [1 + int(np.argmax(areas))]
             boxes = {part: stats[part, :4].tolist() for part in chosen}
