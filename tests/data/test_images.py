@@ -132,3 +132,12 @@ def test_upright(tmp_path: Path, photo: Image.Image, orientation: int) -> None:
     np.testing.assert_array_equal(read_image(path), np.asarray(photo))
     assert image_size(path, upright=True) == expected.shape[:2]
     assert image_size(path) == (H, W)
+
+
+@pytest.mark.parametrize("upright", [False, True])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_the_size_of_a_tiff_is_that_of_its_pixels(tmp_path: Path, orientation: int, upright: bool) -> None:
+    path = tmp_path / "x.tif"
+    Image.new("RGB", (W, H)).save(path, tiffinfo={0x0112: orientation})
+    assert image_size(path, upright=upright) == read_image(path, upright=upright).shape[:2]
+    assert image_size(path, upright=True) == ((H, W) if orientation < 5 else (W, H))

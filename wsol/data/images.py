@@ -27,7 +27,7 @@ def read_image(path: Path, *, upright: bool = False) -> NDArray[np.uint8]:
     Args:
         path: JPEG, PNG, BMP, GIF, PPM, TIFF or WebP, whatever its name: Pillow's readers of other formats run other
             programs (EPS) or are hardly looked after. Also a member of an archive or a URL, see `store.archives`.
-        upright: Apply the EXIF orientation.
+        upright: Apply the EXIF orientation. A TIFF always stands upright: Pillow turns it while it decodes.
 
     Returns:
         uint8 (H, W, 3), C-contiguous.
@@ -50,7 +50,7 @@ def image_size(path: Path, *, upright: bool = False) -> tuple[int, int]:
 
     Args:
         path: Image file.
-        upright: Apply the EXIF orientation.
+        upright: As `read_image` has it.
 
     Raises:
         DataError: When the file is missing or no image.
@@ -58,7 +58,8 @@ def image_size(path: Path, *, upright: bool = False) -> tuple[int, int]:
     try:
         with Image.open(opened(path), formats=_FORMATS) as image:
             width, height = image.size
-            turned = upright and image.getexif().get(_ORIENTATION) in _SIDEWAYS
+            # The header of a TIFF is read turned already.
+            turned = upright and image.format != "TIFF" and image.getexif().get(_ORIENTATION) in _SIDEWAYS
     except Exception as error:  # as above
         raise _unreadable(path, error) from error
     return (width, height) if turned else (height, width)
