@@ -91,6 +91,22 @@ def test_csv_with_ids_and_absolute_files(tmp_path: Path) -> None:
     assert (sample.id, sample.image, sample.labels) == ("one", photo, (0, 1))
 
 
+def test_masks_are_named_like_the_photos_or_like_the_ids_of_a_table(tmp_path: Path) -> None:
+    root = _photos(tmp_path, "2007.01.jpg", "x/b.jpg", "c.jpg", "masks/2007.01.png", "masks/x/b.png", "masks/third.png")
+    (root / "labels.csv").write_text("id,file,labels\n2007.01,2007.01.jpg,a\nsecond,x/b.jpg,a\nthird,c.jpg,a\n")
+    names = ["2007.01", "x/b", "third"]
+    assert [sample.mask for sample in load("folder", root=root)] == [root / "masks" / f"{name}.png" for name in names]
+
+
+def test_masks_among_the_photos_are_no_photos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = _photos(tmp_path / "photos", "cat/1.jpg", "truth/cat/1.png")
+    monkeypatch.chdir(tmp_path)
+    for masks in (root / "truth", Path("photos/truth")):
+        dataset = load("folder", root=root, masks=masks)
+        assert dataset.spec.classes == ("cat",)
+        assert [(sample.id, sample.mask) for sample in dataset] == [("cat/1.jpg", masks / "cat" / "1.png")]
+
+
 @pytest.mark.parametrize("as_list", [True, False])
 def test_json(tmp_path: Path, as_list: bool) -> None:
     root = _photos(tmp_path, "1.jpg", "2.jpg")
@@ -121,6 +137,11 @@ def test_class_order_from_a_file(tmp_path: Path) -> None:
         ("labels.csv", "file,class\n1.jpg,dog\n", "lacks a file or labels"),
         ("labels.csv", "file,labels,x0,y0,x1,y1\n1.jpg,dog,a,1,2,3\n", "could not convert"),
         ("labels.csv", "file,labels\n../1.jpg,dog\n", "cannot be a file name"),
+        ("labels.csv", "file,labels,x0,y0,x1,y1\n1.jpg,dog,1,2,3,\n", "a box is x0, y0, x1, y1, got 1, 2, 3"),
+        ("labels.csv", "file,labels,split\n1.jpg,dog,train\n1.jpg,cat,val\n", "'1.jpg' is listed with two files or"),
+        ("labels.csv", "id,file,labels\n1,1.jpg,dog\n1,2.jpg,cat\n", "'1' is listed with two files or splits"),
+        ("labels.json", '[{"file": "1.jpg", "labels": ["a"]}, {"file": "1.jpg", "labels": ["b"]}]', "listed twice"),
+        ("labels.json", '[{"file": "1.jpg", "labels": ["a"], "boxes": [[0, 0, 1, 1, 2, 2, 3, 3]]}]', "a box is"),
         ("labels.json", "[1]", "not a table of labels"),
         ("labels.json", "{", "not a table of labels"),
         ("labels.json", '[{"file": "1.jpg", "labels": ["a"], "boxes": [[1, 2, 3]]}]', "a box is"),

@@ -8,15 +8,17 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Iterable
+import os
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
 
 from wsol.data import DATASETS
 from wsol.data.catalog import (
+    IMAGE_SUFFIXES,
     Dataset,
     Layout,
     Part,
@@ -95,7 +97,7 @@ def load(*, root: Path | None, split: str | None, labels: Path | None = None, ma
     splits = tuple(name for name in _SPLITS if is_folder(folder / name)) or ("all",)
     split = choose_split(split, splits, where=folder)
     homes = {name: folder if name == "all" else folder / name for name in splits}
-    found = {name: _photos(home) for name, home in homes.items()}
+    found = {name: _photos(home, masks) for name, home in homes.items()}
     classes = _class_order(folder, (_class_of(path) for paths in found.values() for path in paths))
     index = {name: position for position, name in enumerate(classes)}
     drawn = _find_masks(masks, homes[split], folder)
@@ -135,9 +137,10 @@ def _finish(
     return make_dataset(spec, samples)
 
 
-def _photos(home: Path) -> list[str]:
-    paths = (path.relative_to(home) for path in list_images(home))
-    return [path.as_posix() for path in paths if path.parts[0] != "masks"]
+def _photos(home: Path, masks: Path | None) -> list[str]:
+    hidden = ("masks/", *([f"{Path(os.path.relpath(masks, home)).as_posix()}/"] if masks else []))
+    paths = (path.relative_to(home).as_posix() for path in list_images(home))
+    return [path for path in paths if not path.startswith(hidden)]
 
 
 def _class_of(path: str) -> str:
@@ -145,7 +148,9 @@ def _class_of(path: str) -> str:
 
 
 def _stem(path: str) -> str:
-    return Path(path).with_suffix("").as_posix()
+    """Return a path without the suffix of an image; an id may hold other dots."""
+    known = PurePosixPath(path)
+    return known.with_suffix("").as_posix() if known.suffix.lower() in IMAGE_SUFFIXES else path
 
 
 def _class_order(folder: Path, names: Iterable[str]) -> tuple[str, ...]:
@@ -188,20 +193,16 @@ def _from_table(folder: Path, split: str | None, table: Path, masks: Path | None
     for image_id, row in rows.items():
         if split != "all" and row.split != split:
             continue
-        try:
-            boxes = np.array(row.boxes, dtype=np.float32).reshape(-1, 4) if row.boxes else None
-        except ValueError as error:
-            raise DataError(f"{image_id}: a box is x0, y0, x1, y1", where=table) from error
         samples.append(
             Sample(
                 id=image_id,
                 image=folder / _local(row.file, table),
                 labels=tuple(sorted({index[name] for name in (*row.labels, *row.box_labels)})),
-                boxes=boxes,
+                boxes=np.array(row.boxes, dtype=np.float32) if row.boxes else None,
                 box_labels=tuple(index[name] for name in row.box_labels)
                 if len(row.box_labels) == len(row.boxes) > 0
                 else None,
-                mask=drawn.get(_stem(image_id)),
+                mask=drawn.get(_stem(image_id)) or drawn.get(_stem(row.file)),
                 upright=True,
             )
         )
@@ -219,6 +220,12 @@ def _names(text: str) -> list[str]:
     return [name.strip() for name in text.replace("|", ";").split(";") if name.strip()]
 
 
+def _box(ends: Sequence[Any]) -> list[float]:
+    if len(ends) != len(_BOX):
+        raise ValueError(f"a box is x0, y0, x1, y1, got {', '.join(map(str, ends))}")
+    return [float(end) for end in ends]
+
+
 def _read_csv(path: Path) -> dict[str, _Row]:
     rows: dict[str, _Row] = {}
     with io.StringIO(read_bytes(path).decode("utf-8-sig"), newline="") as stream:
@@ -228,11 +235,15 @@ def _read_csv(path: Path) -> dict[str, _Row]:
             text = line.get("labels") if "labels" in line else line.get("label")
             if not file or not image_id or text is None:
                 raise ValueError(f"line {len(rows) + 2} lacks a file or labels")
-            row = rows.setdefault(image_id, _Row(file, split=line.get("split") or ""))
+            split = line.get("split") or ""
+            row = rows.setdefault(image_id, _Row(file, split=split))
+            if (row.file, row.split) != (file, split):
+                raise ValueError(f"'{image_id}' is listed with two files or splits")
             names = _names(text)
             row.labels += names
-            if all(line.get(end) for end in _BOX):
-                row.boxes.append([float(line[end]) for end in _BOX])
+            ends = [line[end] for end in _BOX if line.get(end)]
+            if ends:
+                row.boxes.append(_box(ends))
                 row.box_labels += names[:1]
     return rows
 
@@ -244,11 +255,14 @@ def _read_json(path: Path) -> dict[str, _Row]:
     rows: dict[str, _Row] = {}
     for item in raw:
         names = item.get("labels", [])
-        boxes = [[float(value) for value in box] for box in item.get("boxes", [])]
+        boxes = [_box(box) for box in item.get("boxes", [])]
         box_labels = [str(name) for name in item.get("box_labels", [])]
         labels = _names(names) if isinstance(names, str) else [str(name) for name in names]
         if boxes and not box_labels and len(labels) == 1:
             box_labels = labels * len(boxes)
         file = str(item.get("file") or item["id"])
-        rows[str(item.get("id") or file)] = _Row(file, labels, boxes, box_labels, str(item.get("split", "")))
+        image_id = str(item.get("id") or file)
+        if image_id in rows:
+            raise ValueError(f"'{image_id}' is listed twice")
+        rows[image_id] = _Row(file, labels, boxes, box_labels, str(item.get("split", "")))
     return rows
