@@ -57,6 +57,9 @@ def test_masks_and_boxes_are_checked():
         PseudoMask(id="a", labels=np.zeros((3, 5), np.uint8), confidence=np.zeros((5, 3)))
     with pytest.raises(DataError, match="boxes of shape"):
         Sample(id="a", image="x", boxes=np.zeros((2, 3)))
+    for box in ([5, 0, 4, 1], [0, 5, 1, 4], [np.nan, 0, 1, 1], [0, 0, np.inf, 1]):
+        with pytest.raises(DataError, match=r"Sample a: expected boxes of numbers with x0 <= x1"):
+            Sample(id="a", image="x", boxes=[[0, 0, 1, 1], box])
     with pytest.raises(DataError, match="ids and scores"):
         Boxes(xyxy=np.zeros((2, 4)), class_ids=np.zeros(1), scores=np.zeros(2))
     with pytest.raises(DataError, match="prompts"):

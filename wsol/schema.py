@@ -124,6 +124,8 @@ class Sample:
                 "boxes of shape (N, 4)",
                 boxes.shape,
             )
+            ordered = bool(np.isfinite(boxes).all() and (boxes[:, :2] <= boxes[:, 2:]).all())
+            _expect(ordered, f"Sample {self.id}", "boxes of numbers with x0 <= x1 and y0 <= y1", boxes.tolist())
             object.__setattr__(self, "boxes", boxes)
 
 

@@ -126,6 +126,8 @@ def test_the_headers_are_listed_once_and_again_when_a_shard_changes(tmp_path, mo
         ({"x.png": png(photo(0)), "x.json": b"[" * 100_000}, "not the labels"),
         ({"x.png": png(photo(0)), "x.json": b'{"labels": [1.5]}'}, "numbers or names"),
         ({"x.png": png(photo(0)), "x.json": b'{"label": 0, "boxes": [["a"]]}'}, "not boxes"),
+        ({"x.png": png(photo(0)), "x.json": b'{"label": 0, "boxes": [[1, 2, 3, 4], [1, 2]]}'}, "not boxes"),
+        ({"x.png": png(photo(0)), "x.json": b'{"label": 0, "boxes": [[1, 2, 3, NaN]]}'}, "boxes of numbers"),
         ({"x.png": png(photo(0)), "x.cls": b"cat", "y.png": png(photo(0)), "y.cls": b"7"}, "some are names"),
         ({"x.txt": b"no photo"}, "no images"),
     ],

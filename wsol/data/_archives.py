@@ -75,7 +75,7 @@ def record(image_id: str, image: Path, facts: Mapping[str, Any], *, mask: Path |
     labels = tuple(given) if isinstance(given, list | tuple) else (given,)
     boxes, named = facts.get("boxes") or (), tuple(facts.get("box_labels") or ())
     try:
-        corners = tuple(tuple(float(value) for value in box) for box in boxes)
+        corners = tuple((float(x0), float(y0), float(x1), float(y1)) for x0, y0, x1, y1 in boxes)
     except (TypeError, ValueError) as error:
         raise DataError(f"not boxes: {error}", where=image_id, hint="a box is x0, y0, x1, y1") from error
     if not all(type(label) in (int, str) for label in (*labels, *named)):
