@@ -119,6 +119,15 @@ def test_unknown_category(root: Path) -> None:
         load("coco", root=root)
 
 
+def test_two_images_of_one_name_are_refused(root: Path) -> None:
+    path = root / "annotations" / "instances_val2017.json"
+    raw = json.loads(path.read_text())
+    raw["images"][0]["file_name"], raw["images"][1]["file_name"] = "a/1.jpg", "b/1.jpg"
+    path.write_text(json.dumps(raw))
+    with pytest.raises(DataError, match="two images are named '1'"):
+        load("coco", root=root)
+
+
 @pytest.mark.realdata
 @pytest.mark.parametrize("split", ["train2014", "val2014"])
 def test_real_masks_equal_pycocotools(

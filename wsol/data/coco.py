@@ -89,7 +89,12 @@ def _read_instances(path: Path, _modified: int, _size: int) -> Instances:
     for item in raw["annotations"]:
         objects[item["image_id"]].append(item)
     names = {int(item["id"]): str(item["name"]) for item in sorted(raw["categories"], key=lambda item: int(item["id"]))}
-    images = {Path(item["file_name"]).stem: item for item in raw["images"]}
+    images: dict[str, dict[str, Any]] = {}
+    for item in raw["images"]:
+        stem = Path(item["file_name"]).stem
+        if images.setdefault(stem, item) is not item:
+            hint = "images go by their file names without folder and suffix"
+            raise DataError(f"two images are named '{stem}'", where=path, hint=hint)
     return Instances(hashlib.sha256(data).hexdigest()[:12], names, images, dict(objects))
 
 
