@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from wsol.data import DATASETS, load, option_type
+from wsol.data.catalog import read_lines
 from wsol.data.synthetic import write_synthetic
 from wsol.errors import ConfigError, DataError
 
@@ -103,3 +104,8 @@ def test_no_torch(root: Path) -> None:
         "assert not {'torch', 'timm', 'torchvision'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_line_ends_at_a_line_end_only(tmp_path: Path) -> None:
+    (tmp_path / "list.txt").write_bytes("\ufeffa\u2028b\r\n\r\n c\x0bd \re\nü".encode())
+    assert read_lines(tmp_path / "list.txt") == ["a\u2028b", "c\x0bd", "e", "ü"]

@@ -236,6 +236,13 @@ def test_metadata_comes_back(tmp_path):
     between = replace(samples[0], boxes=boxes + np.float32(0.5))
     with pytest.raises(WsolError, match=r"a/x.jpg.*whole pixels only"):
         write_metadata(tmp_path / "no", [between], root=root)
+    for corners in ([-2, 0, 3, 3], [3, 3, 3, 3]):
+        refused = replace(samples[0], boxes=np.array([corners], np.float32))
+        with pytest.raises(WsolError, match=r"a/x.jpg.*the benchmark refuses boxes"):
+            write_metadata(tmp_path / "no", [refused], root=root)
+    for name in ("a,b.jpg", " a.jpg", "a.jpg "):
+        with pytest.raises(WsolError, match="cannot hold this name"):
+            write_metadata(tmp_path / "no", [replace(samples[0], id=name)], root=root)
 
 
 def test_metadata_names_images_as_score_maps_do(tmp_path):

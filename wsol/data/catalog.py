@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -228,7 +229,8 @@ def read_lines(path: Path) -> list[str]:
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else "not a UTF-8 text file, or its name holds a zero"
         raise DataError(f"cannot read the list: {reason}", where=path) from error
-    return [line.strip() for line in text.splitlines() if line.strip()]
+    # Not splitlines: it also ends a line at characters that a name may hold.
+    return [line.strip() for line in io.StringIO(text, newline=None) if line.strip()]
 
 
 def list_images(folder: Path) -> list[Path]:

@@ -81,11 +81,14 @@ def write_metadata(folder: Path, samples: Iterable[Sample], *, root: Path) -> No
         root: Folder that masks are relative to.
 
     Raises:
-        StoreError: When an image has not exactly one class, a mask elsewhere, or a box off the pixel grid.
+        StoreError: When an image has not exactly one class, a mask elsewhere, a box that the benchmark refuses, or a
+            name that its lists cannot hold.
     """
     lines: dict[str, list[str]] = {name: [] for name in ("image_ids", "class_labels", "image_sizes", "localization")}
     for sample in samples:
         name, (height, width) = sample.id, sized(sample)
+        if "," in name or name != name.strip():
+            raise StoreError("the lists of the benchmark cannot hold this name", where=name, hint="rename the image")
         lines["image_ids"].append(name)
         lines["class_labels"].append(f"{name},{_label(sample)}")
         lines["image_sizes"].append(f"{name},{width},{height}")
@@ -93,6 +96,8 @@ def write_metadata(folder: Path, samples: Iterable[Sample], *, root: Path) -> No
             corners = to_inclusive(sample.boxes)
             if (corners != np.rint(corners)).any():
                 raise StoreError("the benchmark knows whole pixels only, a box has fractions", where=name)
+            if (corners < 0).any() or (corners[:, :2] > corners[:, 2:]).any():
+                raise StoreError("the benchmark refuses boxes that begin outside or are empty", where=name)
             for box in corners.astype(int).tolist():
                 lines["localization"].append(",".join(map(str, (name, *box))))
         elif sample.mask is not None and sample.mask_ignore is not None:
