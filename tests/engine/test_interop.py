@@ -16,7 +16,7 @@ from wsol.engine.export_masks import export_masks
 from wsol.engine.export_options import ExportConfig
 from wsol.engine.interop import to_supervision
 from wsol.engine.refine_options import RefineConfig
-from wsol.errors import ModelError, StoreError
+from wsol.errors import DataError, ModelError, StoreError
 from wsol.schema import Boxes, PseudoMask
 from wsol.store.instances import Instance, write_instances
 from wsol.store.manifest import Manifest
@@ -51,6 +51,11 @@ def run(tmp_path):
             write_mask(folder, PseudoMask(sample.id, labels_of(int(sample.image.stem[-1]))))
             manifest.done(sample.id)
     return folder
+
+
+def test_a_class_without_a_name_is_a_data_error():
+    with pytest.raises(DataError, match="class id 4 of 2 classes"):
+        to_supervision(PseudoMask("x", np.full((3, 5), 5, np.uint8)), classes=("cat", "dog"))
 
 
 def test_a_mask_becomes_detections():

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from wsol.errors import ModelError, StoreError
+from wsol.errors import DataError, ModelError, StoreError
 from wsol.eval.sources import load_truth
 from wsol.schema import Boxes, PseudoMask
 from wsol.store.formats.base import Objects, find_regions
@@ -86,6 +86,8 @@ def _detections(boxes: Any, class_ids: Any, scores: Any, masks: Any, classes: Se
         raise ModelError("the package supervision is not installed", hint="pip install supervision") from error
     ids = np.asarray(class_ids, dtype=int)
     names: dict[str, Any] = {}
+    if classes and ids.max(initial=0) >= len(classes):
+        raise DataError(f"class id {ids.max()} of {len(classes)} classes", hint="are these the names of these classes?")
     if classes:
         names["class_name"] = np.array([classes[label] for label in ids.tolist()], dtype=str)
     return Detections(
