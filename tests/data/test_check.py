@@ -11,7 +11,7 @@ from wsol.cli.data import run
 from wsol.data import DATASETS, load
 from wsol.data.check import check
 from wsol.data.synthetic import write_synthetic
-from wsol.errors import ConfigError
+from wsol.errors import ConfigError, DataError
 
 
 @pytest.fixture
@@ -92,3 +92,20 @@ def test_index_loads_back_as_a_folder(root: Path, tmp_path: Path, capsys: pytest
     names = [[data.spec.classes[label] for label in sample.labels] for data in (expected, found) for sample in data]
     assert [sorted(item) for item in names[:5]] == [sorted(item) for item in names[5:]]
     assert all(sample.image.is_file() for sample in found)
+
+
+def test_index_of_a_relative_root_can_be_read_from_elsewhere(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(root.parent)
+    assert run(["index", "--data", "synthetic", "--root", root.name]) == 0
+    (root / "labels.csv").write_text(capsys.readouterr().out)
+    assert all(sample.image.is_file() for sample in load("folder", root=root))
+
+
+@pytest.mark.parametrize("name", ["a;b", "a|b"])
+def test_index_refuses_class_names_that_would_come_back_as_two(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).mkdir()
+    (tmp_path / name / "1.jpg").write_bytes(b"")
+    with pytest.raises(DataError, match="holds a separator of labels"):
+        run(["index", "--data", "folder", "--root", str(tmp_path)])

@@ -71,14 +71,24 @@ def check_data(config: DataCheckConfig) -> int:
 
 
 def index_data(config: DataIndexConfig) -> int:
-    """Write one CSV row an image to stdout; several labels are separated by ";"."""
+    """Write one CSV row an image to stdout; several labels are separated by ";".
+
+    Raises:
+        DataError: When the name of a class holds a separator.
+    """
     from wsol.data import load
+    from wsol.errors import DataError
+    from wsol.store.places import url_of
 
     dataset = load(config.data, root=config.root, split=config.split, limit=config.limit)
+    for name in dataset.spec.classes:
+        if {";", "|"} & {*name}:
+            raise DataError(f"class '{name}' holds a separator of labels", where=dataset.spec.root, hint="rename it")
     writer = csv.writer(sys.stdout, lineterminator="\n")
     writer.writerow(("id", "file", "labels"))
     for sample in dataset:
-        writer.writerow((sample.id, sample.image, ";".join(dataset.spec.classes[label] for label in sample.labels)))
+        file = sample.image if url_of(sample.image) else sample.image.absolute()  # the reader may have another root
+        writer.writerow((sample.id, file, ";".join(dataset.spec.classes[label] for label in sample.labels)))
     return 0
 
 
