@@ -71,6 +71,16 @@ def test_train_aug(root: Path) -> None:
     assert load("voc", root=root, split="train").samples[0].mask == root / "SegmentationClass" / "a.png"
 
 
+def test_the_test_split_has_photos_only(root: Path) -> None:
+    (root / "ImageSets" / "Segmentation" / "test.txt").write_text("c\nb\n")
+    hidden, known = load("voc", root=root, split="test")
+    assert (hidden.id, hidden.image, hidden.labels) == ("c", root / "JPEGImages" / "c.jpg", ())
+    assert hidden.boxes is hidden.mask is hidden.size is None
+    assert known.size == (33, 51)
+    (root / "ImageSets" / "Segmentation" / "test.txt").write_text("c\n")
+    assert load("voc", root=root, split="test").spec.annotations == "none"
+
+
 def test_missing_pieces(root: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no such folder"):
         load("voc", root=tmp_path / "nowhere")

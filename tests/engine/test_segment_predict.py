@@ -209,6 +209,7 @@ def test_listed_files_go_on_and_bad_ones_are_rows(root, network, tmp_path, monke
         ({"window": 0}, "--window must be at least 1"),
         ({"min_confidence": 1.5}, "--min-confidence must be in"),
         ({"scales": ()}, "--scales must be positive"),
+        ({"zip": "comp6", "min_confidence": 0.5}, "--zip needs a class for every pixel"),
     ],
 )
 def test_mistakes(root, network, tmp_path, changes, message):

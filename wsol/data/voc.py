@@ -13,7 +13,7 @@ import numpy as np
 
 from wsol.data import DATASETS
 from wsol.data.annotation import read_annotation
-from wsol.data.catalog import Dataset, Layout, Part, choose_split, make_dataset, read_lines
+from wsol.data.catalog import Dataset, Layout, Part, annotation_kind, choose_split, make_dataset, read_lines
 from wsol.errors import DataError, did_you_mean
 from wsol.schema import DatasetSpec, Sample
 
@@ -52,7 +52,7 @@ def load(*, root: Path | None, split: str | None) -> Dataset:
 
     Args:
         root: VOCdevkit/VOC2012 or a parent of it.
-        split: "train", "val", "trainval", or "train_aug".
+        split: "train", "val", "trainval", "train_aug", or "test", whose photos have no annotations.
 
     Raises:
         DataError: When a list or an annotation is missing.
@@ -81,20 +81,23 @@ def read_devkit(name: str, folder: Path, split: str | None, *, classes: Sequence
     augmented = split == AUG and (folder / "SegmentationClassAug").is_dir()
     masks = folder / ("SegmentationClassAug" if augmented else "SegmentationClass")
     index = {word: position for position, word in enumerate(classes)}
-    samples = [_sample(folder, image_id, masks if masks.is_dir() else None, index) for image_id in ids]
+    found = masks if masks.is_dir() else None
+    samples = [_sample(folder, image_id, found, index, hidden=split == "test") for image_id in ids]
     spec = DatasetSpec(
         name=name,
         classes=tuple(classes),
         root=folder,
         split=split,
         splits=splits,
-        annotations="both" if masks.is_dir() else "box",
+        annotations=annotation_kind(samples),
     )
     return make_dataset(spec, samples)
 
 
-def _sample(folder: Path, image_id: str, masks: Path | None, index: dict[str, int]) -> Sample:
-    path = folder / "Annotations" / f"{image_id}.xml"
+def _sample(folder: Path, image_id: str, masks: Path | None, index: dict[str, int], *, hidden: bool) -> Sample:
+    path, image = folder / "Annotations" / f"{image_id}.xml", folder / "JPEGImages" / f"{image_id}.jpg"
+    if hidden and not path.is_file():
+        return Sample(id=image_id, image=image)  # only the test server knows
     found = read_annotation(path)
     for name in found.names:
         if name not in index:
@@ -103,7 +106,7 @@ def _sample(folder: Path, image_id: str, masks: Path | None, index: dict[str, in
     box_labels = tuple(index[name] for name in found.names)
     return Sample(
         id=image_id,
-        image=folder / "JPEGImages" / f"{image_id}.jpg",
+        image=image,
         labels=tuple(sorted(set(box_labels))),
         size=found.size,
         # VOC counts pixels from 1 and its box ends are inclusive: [xmin - 1, xmax) counting from 0.

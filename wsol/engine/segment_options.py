@@ -176,6 +176,8 @@ class SegmentPredictConfig(JobOptions):
         if self.stride is not None and self.window is not None:
             expect(self.stride <= self.window, "stride", "at most --window", self.stride)
         expect(0 <= self.min_confidence <= 1, "min_confidence", "in [0, 1]", self.min_confidence)
+        if self.zip is not None and self.min_confidence:
+            raise ConfigError("--zip needs a class for every pixel", hint="the server refuses 255: no --min-confidence")
 
 
 @dataclass(frozen=True, kw_only=True)
