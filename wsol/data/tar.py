@@ -42,6 +42,7 @@ def load(*, root: Path | None, split: str | None) -> Dataset:
     - NAME.cls holds a class id or name; NAME.json holds `label` or `labels`, and, as wanted, `boxes` (x0, y0, x1, y1 in
       pixels, the end outside) and `box_labels`; without both, the folder of NAME is the class.
     - NAME.mask.png is the ground-truth mask, for evaluation only.
+    - NAME ends at the first dot, as WebDataset has it: `a.b.jpg` is no photo, but belongs to `a`.
     - classes.txt in the root gives the order of the classes; by default they are sorted.
 
     Args:
