@@ -8,7 +8,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 from numpy.typing import NDArray
@@ -236,3 +236,9 @@ def read_lines(path: Path) -> list[str]:
 def list_images(folder: Path) -> list[Path]:
     """Return the image files below a folder, sorted by relative path; hidden files and folders are left out."""
     return [folder / name for name in list_files(folder) if os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES]  # noqa: PTH122
+
+
+def without_suffix(image_id: str) -> str:
+    """Return an id or a path without the suffix of an image; ids may hold other dots."""
+    known = PurePosixPath(image_id)
+    return known.with_suffix("").as_posix() if known.suffix.lower() in IMAGE_SUFFIXES else image_id

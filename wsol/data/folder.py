@@ -11,14 +11,13 @@ import json
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from wsol.data import DATASETS
 from wsol.data.catalog import (
-    IMAGE_SUFFIXES,
     Dataset,
     Layout,
     Part,
@@ -27,6 +26,7 @@ from wsol.data.catalog import (
     list_images,
     make_dataset,
     read_lines,
+    without_suffix,
 )
 from wsol.errors import DataError, did_you_mean
 from wsol.schema import DatasetSpec, Sample
@@ -109,7 +109,7 @@ def load(*, root: Path | None, split: str | None, labels: Path | None = None, ma
                 id=path,
                 image=homes[split] / path,
                 labels=(index[name],) if name in index else (),
-                mask=drawn.get(_stem(path)),
+                mask=drawn.get(without_suffix(path)),
                 upright=True,
             )
         )
@@ -147,12 +147,6 @@ def _class_of(path: str) -> str:
     return path.split("/", 1)[0] if "/" in path else ""
 
 
-def _stem(path: str) -> str:
-    """Return a path without the suffix of an image; an id may hold other dots."""
-    known = PurePosixPath(path)
-    return known.with_suffix("").as_posix() if known.suffix.lower() in IMAGE_SUFFIXES else path
-
-
 def _class_order(folder: Path, names: Iterable[str]) -> tuple[str, ...]:
     known = sorted({name for name in names if name})
     if not exists(folder / "classes.txt"):
@@ -173,7 +167,7 @@ def _find_masks(masks: Path | None, home: Path, folder: Path) -> dict[str, Path]
         if masks:
             raise DataError("no such folder of masks", where=masks)
         return {}
-    return {_stem(path.relative_to(place).as_posix()): path for path in list_images(place)}
+    return {without_suffix(path.relative_to(place).as_posix()): path for path in list_images(place)}
 
 
 def _from_table(folder: Path, split: str | None, table: Path, masks: Path | None) -> Dataset:
@@ -202,7 +196,7 @@ def _from_table(folder: Path, split: str | None, table: Path, masks: Path | None
                 box_labels=tuple(index[name] for name in row.box_labels)
                 if len(row.box_labels) == len(row.boxes) > 0
                 else None,
-                mask=drawn.get(_stem(image_id)) or drawn.get(_stem(row.file)),
+                mask=drawn.get(without_suffix(image_id)) or drawn.get(without_suffix(row.file)),
                 upright=True,
             )
         )

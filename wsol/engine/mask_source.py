@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from wsol import data
 from wsol.data.images import read_image
 from wsol.errors import ConfigError, DataError
+from wsol.eval.sources import mask_file
 from wsol.schema import IGNORE, Sample
 from wsol.store.masks import read_labels
 from wsol.store.shards import has_file
@@ -34,7 +35,7 @@ class MaskFolder:
 
     def file(self, sample: Sample) -> Path:
         """Return where the mask of a sample lies."""
-        return _png(self.path, sample.id)
+        return mask_file(self.path, sample.id)
 
     def __call__(self, sample: Sample) -> NDArray[np.uint8]:
         """Return uint8 (H, W).
@@ -45,7 +46,7 @@ class MaskFolder:
         labels = read_labels(self.file(sample))
         if self.confidence is None:
             return labels
-        path = _png(self.confidence, sample.id)
+        path = mask_file(self.confidence, sample.id)
         if not has_file(path):
             raise DataError("no confidence of this mask", where=path, hint="make the masks with --confidence")
         confidence = read_labels(path)
@@ -103,14 +104,9 @@ def read_saliency(folder: Path, image_id: str, size: tuple[int, int]) -> NDArray
     Raises:
         DataError: When the map cannot be read or has another size.
     """
-    path = _png(folder, image_id)
+    path = mask_file(folder, image_id)
     saliency = read_image(path).max(axis=2)
     if saliency.shape != size:
         what = f"expected saliency of {size[0]}x{size[1]} pixels, got {saliency.shape[0]}x{saliency.shape[1]}"
         raise DataError(what, where=path)
     return np.asarray(saliency / np.float32(255), dtype=np.float32)
-
-
-def _png(folder: Path, image_id: str) -> Path:
-    exact = folder / f"{image_id}.png"
-    return exact if has_file(exact) else exact.with_name(f"{Path(image_id).stem}.png")

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from wsol import data
 from wsol.config import load_yaml
 from wsol.data import benchmark
-from wsol.data.catalog import Dataset, annotation_kind, make_dataset
+from wsol.data.catalog import Dataset, annotation_kind, make_dataset, without_suffix
 from wsol.errors import DataError, EvalError, StoreError
 from wsol.eval.scoremap import ScoreMap, check_scoremap
 from wsol.schema import DatasetSpec, ScoreMaps
@@ -87,7 +87,7 @@ class NpyMaps:
     def path(self, image_id: str) -> Path:
         """Return the file of an image: its id, or its id without the suffix of the photo, plus `.npy`."""
         whole = self.folder / f"{image_id}.npy"
-        bare = (self.folder / image_id).with_suffix(".npy")
+        bare = self.folder / f"{without_suffix(image_id)}.npy"
         return bare if bare.is_file() and not whole.is_file() else whole
 
 
@@ -185,5 +185,5 @@ def read_metadata(folder: Path, *, masks: Path | None = None, limit: int | None 
 
 def mask_file(folder: Path, image_id: str) -> Path:
     """Return where the mask of an image lies in a folder: ID.png, or .png in the place of the image's own suffix."""
-    whole, bare = folder / f"{image_id}.png", (folder / image_id).with_suffix(".png")
+    whole, bare = folder / f"{image_id}.png", folder / f"{without_suffix(image_id)}.png"
     return bare if not has_file(whole) and has_file(bare) else whole
