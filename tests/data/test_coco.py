@@ -119,6 +119,17 @@ def test_unknown_category(root: Path) -> None:
         load("coco", root=root)
 
 
+@pytest.mark.parametrize("missing", [[], None])
+def test_boxes_alone_are_no_mask_of_background(root: Path, missing: object) -> None:
+    path = root / "annotations" / "instances_val2017.json"
+    raw = json.loads(path.read_text())
+    raw["annotations"][1]["segmentation"] = missing
+    path.write_text(json.dumps(raw))
+    dataset = load("coco", root=root, cache=root / "cache")
+    with pytest.raises(DataError, match="no segmentation, only a box"):
+        dataset.read_truth(dataset.samples[0])
+
+
 def test_two_images_of_one_name_are_refused(root: Path) -> None:
     path = root / "annotations" / "instances_val2017.json"
     raw = json.loads(path.read_text())

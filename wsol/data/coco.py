@@ -122,6 +122,8 @@ def render_mask(
 
 
 def _decode(segmentation: Any, size: tuple[int, int]) -> NDArray[np.bool_]:
+    if not segmentation:
+        raise ValueError("an object has no segmentation, only a box")
     if isinstance(segmentation, list):
         polygons = [polygon for polygon in segmentation if len(polygon) >= 6]
         if not polygons:
