@@ -54,7 +54,8 @@ def root(tmp_path: Path) -> Path:
 
 
 def test_samples(root: Path) -> None:
-    dataset = load("coco", root=root, split="val", cache=root / "cache")
+    assert [sample.id for sample in load("coco", root=root, split="val", cache=root / "cache")] == ["000000000009"]
+    dataset = load("coco", root=root, split="val", cache=root / "cache", empty=True)
     assert dataset.spec.split == "val2017"
     assert dataset.spec.classes == ("car", "cat", "toothbrush")
     first, second = dataset
