@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from wsol.engine.checkpoint import read_checkpoint, write_checkpoint
 from wsol.engine.optim import Schedule, make_optimizer
-from wsol.engine.parallel import World, average_buffers, average_gradients, launched
+from wsol.engine.parallel import World, average_buffers, average_gradients, launched, share_state
 from wsol.engine.progress import track
 from wsol.engine.seeding import seed_torch
 from wsol.engine.train_options import LoopOptions
@@ -142,6 +142,10 @@ def fit(
                     if after_step is not None:
                         after_step(epoch)
             average_buffers(module, world)
+            if ema is not None:
+                average_buffers(result, world)
+            if own is not None:
+                share_state(own, world)
             row = {"epoch": epoch + 1, "loss": _mean(total, count, epoch, world), "lr": max(_rates(optimizer))}
             if world.first:
                 result.eval()

@@ -133,3 +133,11 @@ def average_buffers(module: nn.Module, world: World) -> None:
     for buffer in module.buffers():
         if buffer.is_floating_point():
             world.total(buffer).div_(world.size)
+
+
+def share_state(module: nn.Module, world: World) -> None:
+    """Give every process the state of the first, which is what a checkpoint holds."""
+    if world.size == 1:
+        return
+    for value in module.state_dict().values():
+        dist.broadcast(value, src=0)
