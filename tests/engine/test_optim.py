@@ -6,10 +6,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from timm.scheduler.scheduler_factory import create_scheduler_v2
 from torch import nn
 
 from wsol.engine.optim import Schedule, make_optimizer, scale_rate
 from wsol.engine.segment_options import SegmentTrainConfig
+from wsol.engine.train_options import LoopOptions
 
 
 class Parts(nn.Module):
@@ -51,3 +53,41 @@ def test_weights_decay_as_before():
     scale_rate(optimizer, module.encoder, 0.1)
     decays = {id(each): group["weight_decay"] for group in optimizer.param_groups for each in group["params"]}
     assert [decays[id(each)] for each in module.parameters()] == [0.3, 0.0, 0.3, 0.0]
+
+
+@pytest.mark.parametrize("sched", ["cosine", "poly", "tanh", "step", "none"])
+@pytest.mark.parametrize("warmup_epochs", [0, 2])
+def test_schedules_are_those_of_timms_own_loop(sched, warmup_epochs):
+    """timm counts the updates that are done, and steps after each of them and after each epoch."""
+
+    def optimizer():
+        parts = [{"params": [nn.Parameter(torch.zeros(1))], **extra} for extra in ({}, {"lr_scale": 0.1})]
+        return torch.optim.SGD(parts, lr=0.05)
+
+    config = LoopOptions(
+        out=Path("run"), epochs=6, lr=0.05, sched=sched, warmup_epochs=warmup_epochs, min_lr=1e-3, decay_epochs=2
+    )
+    ours, theirs = optimizer(), optimizer()
+    schedule = Schedule(ours, config, 7)
+    scheduler, _ = create_scheduler_v2(
+        theirs,
+        sched="constant" if sched == "none" else sched,
+        num_epochs=6,
+        warmup_epochs=warmup_epochs,
+        warmup_lr=1e-5,
+        min_lr=1e-3,
+        decay_epochs=2,
+        decay_rate=0.9 if sched == "poly" else 0.1,
+        step_on_epochs=sched == "step",
+        updates_per_epoch=7,
+    )
+    first = None
+    for done in range(6 * 7):
+        schedule.set(done)
+        rates = [group["lr"] for group in ours.param_groups]
+        assert rates == pytest.approx([group["lr"] for group in theirs.param_groups], rel=1e-6)
+        first = rates[0] if first is None else first
+        scheduler.step_update(done + 1)
+        if (done + 1) % 7 == 0:
+            scheduler.step((done + 1) // 7)
+    assert first == pytest.approx(1e-5 if warmup_epochs else 0.05)

@@ -110,7 +110,7 @@ class Schedule:
         default_rate = 0.9 if config.sched == "poly" else 0.1  # for poly, timm reads the power from decay_rate
         self._scheduler: Any = create_scheduler_v2(
             optimizer,
-            sched=config.sched,
+            sched="constant" if config.sched == "none" else config.sched,  # timm's "none" has no warm-up either
             num_epochs=config.epochs,
             warmup_epochs=config.warmup_epochs,
             warmup_lr=min(1e-5, config.lr),
@@ -120,12 +120,8 @@ class Schedule:
             step_on_epochs=config.sched == "step",
             updates_per_epoch=steps,
         )[0]
-        if self._scheduler is None:  # timm's schedulers apply the factors of the groups
-            for group in optimizer.param_groups:
-                group["lr"] *= group.get("lr_scale", 1.0)
 
     def set(self, done: int) -> None:
         """Set the learning rate for the step after `done` steps of the whole training."""
-        if self._scheduler is not None:
-            self._scheduler.step_update(done)
-            self._scheduler.step(done // self._steps)
+        self._scheduler.step_update(done)
+        self._scheduler.step(done // self._steps)

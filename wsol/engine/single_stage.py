@@ -162,8 +162,8 @@ class _Work:
     def begin_epoch(self, module: nn.Module) -> None:
         self._segments = next(self._coming) >= self.config.seg_start
         scale = self.config.seg_lr_scale if self._segments else 1.0
-        for group in self.optimizer.param_groups:  # schedules apply the factor; without one the rate itself counts
-            group.update(lr_scale=scale, lr=self.config.lr * scale)
+        for group in self.optimizer.param_groups:
+            group["lr_scale"] = scale  # schedules apply it
         module.train()
 
     def loss(self, batch: Batch, epoch: int, step: int) -> Tensor | None:
