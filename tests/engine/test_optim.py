@@ -9,9 +9,13 @@ import torch
 from timm.scheduler.scheduler_factory import create_scheduler_v2
 from torch import nn
 
-from wsol.engine.optim import Schedule, make_optimizer, scale_rate
+from wsol.engine.optim import Schedule, check_optimizer, make_optimizer, scale_rate
 from wsol.engine.segment_options import SegmentTrainConfig
+from wsol.engine.tile_mix import WithTeacher
 from wsol.engine.train_options import LoopOptions
+from wsol.errors import ConfigError
+from wsol.models.segmenter import create_segmenter
+from wsol.models.two_branch import add_classifier
 
 
 class Parts(nn.Module):
@@ -91,3 +95,34 @@ def test_schedules_are_those_of_timms_own_loop(sched, warmup_epochs):
         if (done + 1) % 7 == 0:
             scheduler.step((done + 1) // 7)
     assert first == pytest.approx(1e-5 if warmup_epochs else 0.05)
+
+
+@pytest.mark.parametrize("arch", ["dpt", "segmenter"])
+@pytest.mark.parametrize("around", [None, add_classifier, lambda network: WithTeacher(network.module, ramp=1)])
+def test_position_embeddings_and_tokens_never_decay(arch, around):
+    network = create_segmenter(arch, "tu-test_vit", classes=("red",), img_size=32)
+    module = network.module if around is None else around(network)
+    optimizer = make_optimizer(module, LoopOptions(out=Path("run"), weight_decay=0.3))
+    decays = {id(each): group["weight_decay"] for group in optimizer.param_groups for each in group["params"]}
+    named = {name: each for name, each in module.named_parameters() if each.requires_grad}
+    assert decays.keys() == {id(each) for each in named.values()}
+    spared = {name for name, each in named.items() if decays[id(each)] == 0}
+    assert spared == {
+        name for name, each in named.items() if each.ndim == 1 or name.endswith(("pos_embed", "cls_token", "cls_emb"))
+    }
+    assert any(name.endswith("pos_embed") for name in spared)
+
+
+@pytest.mark.parametrize("name", ["adahessian", "lookahead_adahessian"])
+def test_an_optimizer_of_second_order_is_refused(name):
+    with pytest.raises(ConfigError, match="second derivatives"):
+        check_optimizer(name)
+
+
+def test_what_timm_asserts_is_a_mistake_in_the_options(monkeypatch):
+    def create(*args, **options):
+        raise AssertionError("CUDA required for bitsandbytes optimizers")  # where that package is installed
+
+    monkeypatch.setattr("wsol.engine.optim.create_optimizer_v2", create)
+    with pytest.raises(ConfigError, match="CUDA required"):
+        make_optimizer(Parts(), LoopOptions(out=Path("run"), opt="bnbadamw"))

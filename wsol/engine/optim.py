@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import torch
-from timm.optim import create_optimizer_v2, list_optimizers  # type: ignore[attr-defined]
+from timm.optim import (  # type: ignore[attr-defined]
+    create_optimizer_v2,
+    get_optimizer_info,
+    list_optimizers,
+    param_groups_weight_decay,
+)
 from timm.scheduler.scheduler_factory import create_scheduler_v2
 from torch import nn
 
@@ -15,14 +21,17 @@ from wsol.errors import ConfigError, did_you_mean
 
 
 def check_optimizer(name: str) -> None:
-    """Refuse a name that timm does not know.
+    """Refuse a name that timm does not know, or whose steps take more than gradients.
 
     Raises:
-        ConfigError: With the nearest name.
+        ConfigError: With the nearest name where there is none.
     """
     names = [str(item) for item in list_optimizers()]
-    if name.lower().removeprefix("lookahead_") not in names:
+    plain = name.lower().removeprefix("lookahead_")
+    if plain not in names:
         raise ConfigError(f"unknown optimizer '{name}'", where="--opt", hint=did_you_mean(name, names))
+    if get_optimizer_info(plain).second_order:
+        raise ConfigError(f"'{name}' takes second derivatives, which no training here computes", where="--opt")
 
 
 def make_optimizer(
@@ -40,6 +49,11 @@ def make_optimizer(
     Raises:
         ConfigError: When the optimizer cannot take the options.
     """
+    groups = None  # timm's function for layer decay makes its own
+    if layer_decay is None:
+        groups = partial(
+            param_groups_weight_decay, weight_decay=config.weight_decay, no_weight_decay_list=_no_weights(module)
+        )
     try:
         optimizer: torch.optim.Optimizer = create_optimizer_v2(
             module,
@@ -48,8 +62,9 @@ def make_optimizer(
             weight_decay=config.weight_decay,
             momentum=config.momentum,
             layer_decay=layer_decay,
+            param_group_fn=groups,
         )
-    except ValueError as error:
+    except (ValueError, AssertionError) as error:  # timm asserts that there is a GPU where one is needed
         raise ConfigError(str(error), where=f"--opt {config.opt}") from error
     known = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
     for scale, parameters in _by_scale(own, skip=known | {id(item) for item in module.parameters()}):
@@ -59,6 +74,15 @@ def make_optimizer(
             if group:
                 optimizer.add_param_group({"params": group, "lr_scale": scale, "weight_decay": decay})
     return optimizer
+
+
+def _no_weights(module: nn.Module) -> set[str]:
+    """Return the names of position embeddings and the like, of which each part of a network knows its own."""
+    return {
+        f"{part}.{name}" if part else name
+        for part, inner in module.named_modules()
+        for name in getattr(inner, "no_weight_decay", set)()
+    }
 
 
 def _by_scale(own: nn.Module | None, *, skip: set[int]) -> Iterator[tuple[float, list[nn.Parameter]]]:

@@ -101,11 +101,6 @@ class WithTeacher(nn.Module):
         self.teacher.eval()
         return self
 
-    def no_weight_decay(self) -> set[str]:
-        """Return the names of the student's parameters that are no weights."""
-        own: set[str] = getattr(self.student, "no_weight_decay", set)()
-        return {f"student.{name}" for name in own}
-
     @torch.no_grad()
     def follow(self) -> None:
         """Move the teacher towards the student, after a step of the optimizer."""

@@ -72,10 +72,6 @@ class TwoBranch(nn.Module, ABC):
     def decode(self, features: Any, images: Tensor) -> Tensor:
         """Return pixel logits (B, 1 + C, h, w) for images (B, 3, h, w)."""
 
-    def no_weight_decay(self) -> set[str]:
-        """Return the names of parameters that are no weights."""
-        return {f"segmenter.{name}" for name in getattr(self.segmenter, "no_weight_decay", set)()}
-
 
 class DPTBranches(TwoBranch):
     """The branches of GETAM on DPT.
