@@ -146,7 +146,7 @@ def test_topk_by_counting(count, classes, k, seed):
 
 
 def test_moving_average_by_hand(tmp_path):
-    """timm's average with its warm-up: decay min(0.9, 1 - step^(-2/3)), and 0 in the first two steps."""
+    """timm's average with its warm-up: decay min(0.9, 1 - step^(-2/3)) after each step, so 0 after the first."""
     torch.manual_seed(0)
     module = torch.nn.Linear(2, 1)
     options = LoopOptions(out=tmp_path, epochs=2, opt="sgd", lr=0.1, ema=0.9, sched="none", quiet=True)
@@ -162,8 +162,8 @@ def test_moving_average_by_hand(tmp_path):
     fit(module, options, device=CPU, steps=3, batches=batches, loss_of=loss_of)
     state = read_checkpoint(tmp_path)
     average = seen[0]
-    for step, after in enumerate([*seen[1:], state["module"]["weight"]]):
-        decay = 0.0 if step < 2 else min(0.9, 1 - step ** (-2 / 3))
+    for step, after in enumerate([*seen[1:], state["module"]["weight"]], start=1):
+        decay = min(0.9, 1 - step ** (-2 / 3))
         average = decay * average + (1 - decay) * after
     torch.testing.assert_close(state["ema"]["weight"], average)
     torch.testing.assert_close(module.weight.detach(), average)

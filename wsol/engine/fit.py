@@ -138,7 +138,7 @@ def fit(
                 if average_gradients(trained, count - before, world):
                     _step(optimizer, trained, config.clip_grad)
                     if ema is not None:
-                        ema.update(module, step=epoch * updates + update)
+                        ema.update(module, step=epoch * updates + update + 1)  # the steps that are done
                     if after_step is not None:
                         after_step(epoch)
             average_buffers(module, world)
