@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -87,7 +88,10 @@ class LoopOptions:
         """
         for name in ("epochs", "batch_size", "accumulate"):
             expect(getattr(self, name) >= 1, name, "at least 1", getattr(self, name))
-        expect(self.lr > 0, "lr", "positive", self.lr)
+        expect(0 < self.lr < math.inf, "lr", "positive", self.lr)
+        expect(0 <= self.min_lr <= self.lr, "min_lr", "at least 0 and at most --lr", self.min_lr)
+        expect(self.decay_epochs > 0, "decay_epochs", "positive", self.decay_epochs)
+        expect(self.decay_rate is None or self.decay_rate > 0, "decay_rate", "positive", self.decay_rate)
         expect(0 <= self.warmup_epochs < self.epochs, "warmup_epochs", "fewer than --epochs", self.warmup_epochs)
         expect(0 <= self.ema < 1, "ema", "in [0, 1)", self.ema)
         expect(self.clip_grad is None or self.clip_grad > 0, "clip_grad", "positive", self.clip_grad)
