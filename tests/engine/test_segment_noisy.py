@@ -9,6 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
+from wsol.config import load_yaml
 from wsol.engine import fit as fit_module
 from wsol.engine.segment import segment_train
 from wsol.engine.segment_options import SegmentTrainConfig, SelfTrainConfig
@@ -134,6 +135,8 @@ def test_self_training(photos, tmp_path, strategy):
     assert [row["stage"] for row in stages] == [0, 1, 2]
     assert stages[0]["masks"] == "given"
     assert {row["masks"] for row in stages} <= {"given", "own"}
+    seeds = [load_yaml(tmp_path / "run" / row["folder"] / "config.yaml")["seed"] for row in stages]
+    assert seeds == [0, 1, 2]  # each stage draws other views
     last = load_segmenter(tmp_path / "run" / stages[-1]["folder"]).module.state_dict()
     kept = load_segmenter(trained.path).module.state_dict()
     assert all(torch.equal(last[name], kept[name]) for name in last)

@@ -97,6 +97,7 @@ class _Stages:
             item.name: getattr(config, item.name) for item in fields(SegmentTrainConfig) if item.init
         }
         chosen = replace(SegmentTrainConfig(**plain), out=self._folder(stage, name), resume=True)
+        chosen = replace(chosen, seed=config.seed + stage)  # other views and another order than the stage before
         if self.kept is not None:
             chosen = replace(chosen, checkpoint=str(self.kept), encoder_weights=None)
         if name == _OWN:
