@@ -145,6 +145,14 @@ def test_topk_by_counting(count, classes, k, seed):
     assert topk_accuracy(scores, labels, k=k) == pytest.approx(100.0 * hits / count)
 
 
+def test_a_network_of_nans_knows_nothing():
+    scores, labels = np.full((4, 3), np.nan, dtype=np.float32), np.array([0, 0, 0, 2])
+    assert topk_accuracy(scores, labels) == 0.0
+    targets = np.eye(3)[labels]
+    assert mean_average_precision(scores, targets) == pytest.approx(100 * (3 / 4 + 1 / 4) / 2)  # all are one threshold
+    assert topk_accuracy(np.array([[np.nan, 2.0, 1.0]]), np.array([2]), k=2) == 100.0
+
+
 def test_moving_average_by_hand(tmp_path):
     """timm's average with its warm-up: decay min(0.9, 1 - step^(-2/3)) after each step, so 0 after the first."""
     torch.manual_seed(0)

@@ -14,12 +14,13 @@ def topk_accuracy(scores: _Array, labels: _Array, *, k: int = 1) -> float:
     """Return the share of images whose label is among the k highest scores, in percent.
 
     Args:
-        scores: Float (N, C).
+        scores: Float (N, C); a label whose score is NaN is not found.
         labels: Integer (N,).
         k: At most C; among equal scores the lower class id comes first.
     """
     best = np.argsort(-scores, axis=1, kind="stable")[:, :k]
-    return 100.0 * float((best == labels[:, None]).any(axis=1).mean())
+    found = (best == labels[:, None]).any(axis=1) & ~np.isnan(scores[np.arange(len(labels)), labels])
+    return 100.0 * float(found.mean())
 
 
 def average_precision(scores: _Array, positive: _Array) -> float:
@@ -29,14 +30,15 @@ def average_precision(scores: _Array, positive: _Array) -> float:
     at that recall or beyond (VOC2012 development kit, VOCap). Equal scores count as one threshold.
 
     Args:
-        scores: Float (N,).
+        scores: Float (N,); NaN counts as lower than any number.
         positive: Bool (N,); NaN is returned where none is true.
     """
     if not positive.any():
         return float("nan")
+    scores = np.where(np.isnan(scores), -np.inf, scores)
     order = np.argsort(-scores, kind="stable")
-    hits = np.cumsum(positive[order])
-    last = np.append(np.flatnonzero(np.diff(scores[order])), len(order) - 1)  # the end of each run of equal scores
+    hits, ranked = np.cumsum(positive[order]), scores[order]
+    last = np.append(np.flatnonzero(ranked[1:] != ranked[:-1]), len(order) - 1)  # the end of each run of equal scores
     recall, precision = hits[last] / hits[-1], hits[last] / (last + 1)
     envelope = np.maximum.accumulate(precision[::-1])[::-1]
     return float(np.sum(np.diff(recall, prepend=0.0) * envelope))
