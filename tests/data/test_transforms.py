@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import colorsys
+from collections.abc import Callable
 from fractions import Fraction
 
 import numpy as np
@@ -10,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from wsol.data.transforms import augment, augment_pair, crop_window, input_size, to_input
+from wsol.data.transforms import augment, augment_pair, crop_window, distort_colours, input_size, to_input
 from wsol.errors import ConfigError
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -168,3 +170,70 @@ def test_pair_at_scale_one_is_the_image_with_padding() -> None:
     assert len(rows) == 20
     np.testing.assert_array_equal(truth[rows], mask)
     np.testing.assert_array_equal(view[rows], image)
+
+
+def test_pair_draws_crops_until_one_will_do() -> None:
+    mask = np.arange(64 * 64, dtype=np.uint16).reshape(64, 64) // 16 % 251  # every pixel knows about where it is
+    image, mask = _photo(64, 64), mask.astype(np.uint8)
+    seen: list[np.ndarray] = []
+
+    def third(labels: np.ndarray) -> bool:
+        seen.append(labels.copy())
+        return len(seen) == 3
+
+    options = {"scale": (2.0, 2.0), "flip": 0.0}
+    _, truth = augment_pair(image, mask, (64, 64), np.random.default_rng(5), will_do=third, **options)
+    assert len(seen) == 3
+    np.testing.assert_array_equal(truth, seen[-1])
+    seen.clear()
+    _, truth = augment_pair(
+        image, mask, (64, 64), np.random.default_rng(5), will_do=lambda labels: bool(seen.append(labels)), **options
+    )
+    assert len(seen) == 10
+    np.testing.assert_array_equal(truth, seen[-1])
+
+
+class _Scripted:
+    """A generator that answers as written."""
+
+    def __init__(self, *answers: float) -> None:
+        self.answers = list(answers)
+
+    def integers(self, *_: int) -> int:
+        return int(self.answers.pop(0))
+
+    def uniform(self, *_: float) -> float:
+        return self.answers.pop(0)
+
+
+@pytest.mark.parametrize(
+    ("answers", "expected"),
+    [
+        ((0, 0, 0, 0, 0), lambda rgb: rgb),
+        ((1, 20.5, 0, 0, 0, 0), lambda rgb: np.clip(rgb + 20.5, 0, 255)),
+        ((0, 1, 1, 1.4, 0, 0), lambda rgb: np.clip(rgb * 1.4, 0, 255)),
+        ((0, 0, 0, 0, 1, 0.6), lambda rgb: rgb * 0.6),
+    ],
+    ids=["nothing", "brightness", "contrast", "contrast last"],
+)
+def test_distortion_of_light(answers: tuple[float, ...], expected: Callable[[np.ndarray], np.ndarray]) -> None:
+    image, script = _photo(7, 13), _Scripted(*answers)
+    found = distort_colours(image, script)  # type: ignore[arg-type]
+    assert not script.answers
+    np.testing.assert_array_equal(found, np.floor(expected(image.astype(np.float32)) + 1e-4).astype(np.uint8))
+
+
+@pytest.mark.parametrize(("saturation", "hue"), [(0.5, 0), (1.3, 0), (1.0, 17), (1.0, -18), (0.7, 9)])
+def test_distortion_of_colour(saturation: float, hue: int) -> None:
+    image = _photo(9, 11)
+    found = distort_colours(image, _Scripted(0, 0, 1, 1, saturation, hue, 0))  # type: ignore[arg-type]
+    for before, after in zip(image.reshape(-1, 3) / 255, found.reshape(-1, 3) / 255, strict=True):
+        h, s, v = colorsys.rgb_to_hsv(*before)
+        wanted = colorsys.hsv_to_rgb((h + hue / 180) % 1, min(1, s * saturation), v)
+        assert np.abs(after - wanted).max() < 0.035  # OpenCV keeps the hue in steps of 2 degrees
+
+
+def test_distortion_changes_each_in_half_of_the_draws() -> None:
+    image, rng = np.full((1, 1, 3), (90, 120, 160), np.uint8), np.random.default_rng(0)
+    untouched = sum(np.array_equal(distort_colours(image, rng), image) for _ in range(2000)) / 2000
+    assert untouched == pytest.approx(1 / 16, abs=0.03)

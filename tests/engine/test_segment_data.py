@@ -55,6 +55,23 @@ def test_a_view_tells_padding_from_unlabelled_pixels(photos, tmp_path):
     assert (found[inside == 1] == 255).mean() == pytest.approx(10 / 37, abs=0.02)
 
 
+def test_crops_of_one_class_are_drawn_again(photos, tmp_path):
+    labels = np.zeros(SIZE, dtype=np.uint8)
+    labels[:, :8], labels[:3] = 1, 255
+    write(tmp_path, photos.samples[0], labels)
+    dataset, _ = with_masks(photos, str(tmp_path))
+
+    def share(ratio, seed):
+        look = views(dataset, zoom=(2.5, 2.5), cat_max_ratio=ratio)
+        _, (found, _) = look(photos.samples[0], np.random.default_rng(seed))
+        counts = np.bincount(found[found != 255], minlength=2)
+        return counts.max() / counts.sum()
+
+    plain, varied = (np.array([share(ratio, seed) for seed in range(60)]) for ratio in (1.0, 0.75))
+    assert (plain >= 0.75).mean() > 0.4
+    assert (varied >= 0.75).mean() < 0.15
+
+
 def test_confidence_below_the_limit_is_ignored(photos, tmp_path):
     rng = np.random.default_rng(1)
     labels = rng.integers(0, 3, SIZE).astype(np.uint8)

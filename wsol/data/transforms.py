@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageEnhance
@@ -18,6 +19,7 @@ Resize = Literal["squash", "keep", "native"]
 Size = tuple[int, int]
 _FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 _PADDING = (124, 116, 104)  # the mean colour of ImageNet: near zero after normalization
+_CROPS = 10  # drawn at most to find one that will do
 
 
 def input_size(size: Size, *, img_size: int | None = None, resize: Resize = "squash", stride: int = 1) -> Size:
@@ -162,6 +164,8 @@ def augment_pair(
     scale: tuple[float, float] = (0.5, 2.0),
     flip: float = 0.5,
     jitter: float = 0.0,
+    photometric: bool = False,
+    will_do: Callable[[NDArray[np.uint8]], bool] | None = None,
     interpolation: Interpolation = "bilinear",
 ) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
     """Draw a training view of an image and its mask: random scale, crop with padding, flip.
@@ -174,6 +178,8 @@ def augment_pair(
         scale: Range of the zoom; at 1 the image just fits into the view.
         flip: Probability of a mirror image.
         jitter: As in `augment`, for the image only.
+        photometric: Distort the colours of the image, see `distort_colours`.
+        will_do: Says of the labels of a crop whether it will do; up to ten crops are drawn, the last is taken as it is.
         interpolation: Filter for the image; the mask is always sampled at the nearest pixel.
 
     Returns:
@@ -187,11 +193,51 @@ def augment_pair(
     view = np.empty((*size, 3), dtype=np.uint8)
     view[:] = _PADDING
     truth = np.full(size, IGNORE, dtype=np.uint8)
-    source, target = zip(*(_overlap(a, b, rng) for a, b in zip(zoomed, size, strict=True)), strict=True)
-    view[target], truth[target] = pixels[source], labels[source]
+    for _ in range(_CROPS):
+        source, target = zip(*(_overlap(a, b, rng) for a, b in zip(zoomed, size, strict=True)), strict=True)
+        if will_do is None or will_do(labels[source]):
+            break
+    view[target] = distort_colours(pixels[source], rng) if photometric else pixels[source]
+    truth[target] = labels[source]
     if rng.random() < flip:
         view, truth = np.ascontiguousarray(view[:, ::-1]), np.ascontiguousarray(truth[:, ::-1])
     return (_jitter(view, rng, jitter) if jitter else view), truth
+
+
+def distort_colours(image: NDArray[np.uint8], rng: np.random.Generator) -> NDArray[np.uint8]:
+    """Distort brightness, contrast, saturation and hue, each in half of the draws.
+
+    The photometric distortion of SSD (Liu et al., ECCV 2016) with the ranges that segmentation uses: brightness +-32,
+    contrast and saturation times 0.5 to 1.5, hue +-36 degrees; contrast comes before or after the colours.
+
+    Args:
+        image: uint8 (H, W, 3) RGB.
+        rng: Source of randomness.
+
+    Returns:
+        uint8 (H, W, 3).
+    """
+
+    def drawn() -> bool:
+        return bool(rng.integers(2))
+
+    def scaled(values: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        return np.asarray(np.clip(values * np.float32(rng.uniform(0.5, 1.5)), 0, 255), dtype=np.uint8)
+
+    if drawn():
+        image = np.clip(image + np.float32(rng.uniform(-32, 32)), 0, 255).astype(np.uint8)
+    contrast_first = drawn()
+    if contrast_first and drawn():
+        image = scaled(image)
+    other_saturation, other_hue = drawn(), drawn()
+    if other_saturation or other_hue:
+        hsv = np.asarray(cv2.cvtColor(image, cv2.COLOR_RGB2HSV), dtype=np.uint8)  # the hue in steps of 2 degrees
+        if other_saturation:
+            hsv[..., 1] = scaled(hsv[..., 1])
+        if other_hue:
+            hsv[..., 0] = (hsv[..., 0].astype(np.int16) + rng.integers(-18, 18)) % 180
+        image = np.asarray(cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB), dtype=np.uint8)
+    return image if contrast_first or not drawn() else scaled(image)
 
 
 def _overlap(have: int, want: int, rng: np.random.Generator) -> tuple[slice, slice]:

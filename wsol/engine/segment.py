@@ -144,6 +144,8 @@ class _Work:
             config.zoom,
             config.hflip,
             config.color_jitter,
+            photometric=config.photometric,
+            cat_max_ratio=config.cat_max_ratio,
             whole=bool(config.crf_weight or config.mum_weight),
         )
         return Batches(self.dataset.samples, views, batch_size=config.batch_size, seed=config.seed, shuffle=True)

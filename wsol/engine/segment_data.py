@@ -76,6 +76,8 @@ class SegmenterViews:
         zoom: Range of the random zoom.
         hflip: Probability of a mirror image.
         color_jitter: Strength of random brightness, contrast and saturation.
+        photometric: Also distort the colours, see `wsol.data.transforms.distort_colours`.
+        cat_max_ratio: Share of the labelled pixels that one class may have at most in a crop, where ten draws suffice.
         whole: Whether pixels without a label are of use: then a mask of 255 only is none to leave out.
     """
 
@@ -84,6 +86,8 @@ class SegmenterViews:
     zoom: tuple[float, float]
     hflip: float
     color_jitter: float
+    photometric: bool = False
+    cat_max_ratio: float = 1.0
     whole: bool = False
 
     def __call__(self, sample: Sample, rng: np.random.Generator) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
@@ -100,9 +104,21 @@ class SegmenterViews:
         size = (self.img_size, self.img_size)
         marked = np.where(known, mask, np.uint8(_UNKNOWN)) if classes < _UNKNOWN else mask
         view, labels = augment_pair(
-            image, marked, size, rng, scale=self.zoom, flip=self.hflip, jitter=self.color_jitter
+            image,
+            marked,
+            size,
+            rng,
+            scale=self.zoom,
+            flip=self.hflip,
+            jitter=self.color_jitter,
+            photometric=self.photometric,
+            will_do=self._varied if self.cat_max_ratio < 1 else None,
         )
         inside = labels != IGNORE
         if classes < _UNKNOWN:
             labels[labels == _UNKNOWN] = IGNORE
         return view, np.stack([labels, inside.astype(np.uint8)])
+
+    def _varied(self, labels: NDArray[np.uint8]) -> bool:
+        counts = np.bincount(labels.ravel(), minlength=256)[: len(self.dataset.spec.classes) + 1]
+        return bool(np.count_nonzero(counts) > 1 and counts.max() < self.cat_max_ratio * counts.sum())

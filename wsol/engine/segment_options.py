@@ -45,6 +45,10 @@ class SegmentTrainConfig(LoopOptions, DataOptions):
     """Probability of a mirror image."""
     color_jitter: float = 0.0
     """Strength of random brightness, contrast and saturation."""
+    photometric: bool = False
+    """Distort brightness, contrast, saturation and hue, each in half of the views (Segmenter)."""
+    cat_max_ratio: float = 1.0
+    """Share of a crop's labelled pixels that one class may have at most, where ten draws suffice (Segmenter: 0.75)."""
     min_confidence: float = 0.0
     """Pixels whose confidence in the run of wsol refine is lower become 255 (CLIP-ES: 0.95)."""
     loss: Literal["ce", "ohem"] = "ce"
@@ -79,7 +83,14 @@ class SegmentTrainConfig(LoopOptions, DataOptions):
             expect(0 <= getattr(self, name) <= 1, name, "in [0, 1]", getattr(self, name))
         for name in ("crf_weight", "mum_weight", "mum_ramp"):
             expect(getattr(self, name) >= 0, name, "0 or more", getattr(self, name))
-        for name in ("encoder_lr_scale", "ohem_threshold", "crf_sigma_rgb", "crf_sigma_xy", "crf_scale"):
+        for name in (
+            "cat_max_ratio",
+            "encoder_lr_scale",
+            "ohem_threshold",
+            "crf_sigma_rgb",
+            "crf_sigma_xy",
+            "crf_scale",
+        ):
             expect(getattr(self, name) > 0, name, "positive", getattr(self, name))
         if self.mum_weight and (self.batch_size % _GROUP or self.img_size % _GROUP):
             raise ConfigError("--mum-weight needs a --batch-size and an --img-size that are multiples of 4")
