@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import dataclasses
 import importlib
 import inspect
 import subprocess
@@ -40,6 +41,37 @@ def loaded_after(code: str) -> set[str]:
 )
 def test_light_parts_stay_light(code, absent):
     assert not loaded_after(code) & set(absent)
+
+
+def test_help_needs_no_torch():
+    verbs = ["cam", "cam clip-prompts", "bench io", "bench mix", "train", "refine", "segment train", "demo"]
+    code = f"""
+import sys
+from wsol.cli.main import main
+
+class Refuse:
+    def find_spec(self, name, path=None, target=None):
+        if name in ("torch", "timm"):
+            raise RuntimeError("--help of " + verb + " imports " + name)
+
+sys.meta_path.insert(0, Refuse())
+for verb in {verbs}:
+    try:
+        main([*verb.split(), "--help"])
+    except SystemExit as stop:
+        assert not stop.code, verb
+"""
+    answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert answer.returncode == 0, answer.stderr
+    for verb in verbs:
+        assert f"usage: wsol {verb} " in answer.stdout
+
+
+def test_the_method_that_help_leaves_out_has_no_options():
+    from wsol.cams import CAMS
+    from wsol.engine.options import CamConfig
+
+    assert not dataclasses.fields(CAMS.get(CamConfig.method))
 
 
 def test_public_names_exist_and_are_listed():

@@ -54,6 +54,6 @@ make_instances = _verb(
     "make_instances", "wsol.engine.instance_options:InstanceConfig", "wsol.engine.make_instances:make_instances"
 )
 choose_prompts = _verb(
-    "choose_prompts", "wsol.engine.clip_prompts:ClipPromptsConfig", "wsol.engine.clip_prompts:choose_prompts"
+    "choose_prompts", "wsol.engine.clip_prompts_options:ClipPromptsConfig", "wsol.engine.clip_prompts:choose_prompts"
 )
 report_runs = _verb("report_runs", "wsol.engine.report_runs:ReportConfig", "wsol.engine.report_runs:report_runs")

@@ -15,7 +15,8 @@ from PIL import Image
 
 from wsol.cli.main import main
 from wsol.data.prompts import TEMPLATE
-from wsol.engine.clip_prompts import ClipPromptsConfig, choose_prompts, read_templates, sharpness
+from wsol.engine.clip_prompts import choose_prompts, read_templates, sharpness
+from wsol.engine.clip_prompts_options import ClipPromptsConfig
 from wsol.errors import ConfigError, DataError
 
 

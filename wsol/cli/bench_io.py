@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from wsol import refine
-from wsol.cams import CAMS
+from wsol.cli.cam import method_choices
 from wsol.cli.parse import parse
 from wsol.data import option_type
 from wsol.engine.bench_io_options import BenchIoConfig
@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from wsol.engine.bench_io import Job
 
 _CHOICES = [
-    ("method", "options", CAMS.get),
     ("data", "data_options", option_type),
     ("refiner", "refiner_options", refine.option_type),
 ]
@@ -24,7 +23,7 @@ _CHOICES = [
 
 def run(argv: Sequence[str]) -> int:
     """Parse the flags, measure, and show a table; return the exit status."""
-    config = parse(BenchIoConfig, argv, prog="wsol bench io", choices=_CHOICES)
+    config = parse(BenchIoConfig, argv, prog="wsol bench io", choices=[*method_choices(argv), *_CHOICES])
     from wsol.engine.bench_io import bench_io  # torch takes seconds: not for --help
 
     jobs = bench_io(config)
