@@ -34,7 +34,7 @@ def write(run, sample, labels, confidence=None):
 
 def views(dataset, **changes):
     options = {"img_size": 32, "zoom": (1.0, 1.0), "hflip": 0.0, "color_jitter": 0.0}
-    return SegmenterViews(dataset, **(options | changes))
+    return SegmenterViews(dataset.truth, len(dataset.spec.classes), **(options | changes))
 
 
 def look(dataset, at=0, **changes):

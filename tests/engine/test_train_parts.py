@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from wsol.engine import loaders
 from wsol.engine.checkpoint import read_checkpoint
 from wsol.engine.fit import fit
 from wsol.engine.loaders import Batches, normalize
@@ -58,6 +60,14 @@ def test_workers_and_restarts_change_nothing():
     for one, two in zip(whole, again, strict=True):
         assert np.array_equal(one.images, two.images)
         assert np.array_equal(one.targets, two.targets)
+
+
+def test_reading_processes_get_no_copy_of_the_list_of_images(monkeypatch):
+    sent = []
+    monkeypatch.setattr(loaders, "DataLoader", lambda reader, **_options: sent.append(len(pickle.dumps(reader))) or [])
+    for count in (20, 2000):
+        stream(Batches(samples(count), NumberViews(), batch_size=3, shuffle=True), range(1), workers=2)
+    assert sent[0] == sent[1] < 500
 
 
 def test_views_of_an_image_differ_between_epochs_and_images():

@@ -5,11 +5,9 @@ Reading processes hand over uint8 pixels; `normalize` turns them into network in
 
 from __future__ import annotations
 
-import itertools
 import logging
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
@@ -87,8 +85,8 @@ class Views(Protocol):
         ...
 
 
-class Batches(TorchDataset[Batch]):
-    """Reads the batch of a key (epoch, position); a bad image is left out instead of ending the epoch.
+class Batches:
+    """The batches of every epoch; a bad image is left out instead of ending the epoch.
 
     Args:
         samples: All images.
@@ -101,27 +99,11 @@ class Batches(TorchDataset[Batch]):
     def __init__(
         self, samples: Sequence[Sample], views: Views, *, batch_size: int, seed: int = 0, shuffle: bool = False
     ) -> None:
-        self.samples, self.views, self.seed, self.shuffle = samples, views, seed, shuffle
+        self.samples, self.shuffle, self.seed = samples, shuffle, seed
         self.batch_size = batch_size
+        self.reader = _Reader(views, seed)
         full, rest = divmod(len(samples), batch_size)
         self.steps = max(1, full) if shuffle else full + (rest > 0)
-
-    def __getitem__(self, key: tuple[int, int]) -> Batch:
-        epoch, at = key
-        images, targets, failed, samples, extra = [], [], [], [], []
-        order = _order(len(self.samples), self.seed, epoch) if self.shuffle else np.arange(len(self.samples))
-        for index in order[at * self.batch_size : (at + 1) * self.batch_size].tolist():
-            try:
-                image, target, *more = self.views(self.samples[index], generator(self.seed, "augment", epoch, index))
-                images.append(image)
-                targets.append(target)
-                samples.append(self.samples[index])
-                extra += more
-            except WsolError as error:
-                failed.append((self.samples[index].id, str(error)))
-        empty = np.empty((0, 1, 1, 3), dtype=np.uint8)
-        pixels, labels = (np.stack(parts) if parts else empty for parts in (images, targets))
-        return Batch(pixels, labels, tuple(failed), tuple(samples), tuple(extra))
 
     def stream(
         self, epochs: range, *, workers: int, device: torch.device, share: tuple[int, int] = (0, 1)
@@ -136,7 +118,42 @@ class Batches(TorchDataset[Batch]):
         """
         rank, count = share
         steps = range(rank, self.steps - self.steps % count, count)
-        return _load(self, itertools.product(epochs, steps), min(workers, len(steps) * len(epochs)), device)
+        # Sent a batch at a time: a spawned process would get a copy of all samples.
+        return _load(self.reader, self._plan(epochs, steps), min(workers, len(steps) * len(epochs)), device)
+
+    def _plan(self, epochs: range, steps: range) -> Iterator[_Key]:
+        count = len(self.samples)
+        for epoch in epochs:
+            order = generator(self.seed, "order", epoch).permutation(count) if self.shuffle else np.arange(count)
+            for at in steps:
+                chosen = order[at * self.batch_size : (at + 1) * self.batch_size].tolist()
+                yield epoch, [(index, self.samples[index]) for index in chosen]
+
+
+_Key = tuple[int, list[tuple[int, Sample]]]
+"""Epoch, and the images of a batch with their positions among all, on which their random numbers depend."""
+
+
+@dataclass(frozen=True)
+class _Reader(TorchDataset[Batch]):
+    views: Views
+    seed: int
+
+    def __getitem__(self, key: _Key) -> Batch:
+        epoch, chosen = key
+        images, targets, failed, samples, extra = [], [], [], [], []
+        for index, sample in chosen:
+            try:
+                image, target, *more = self.views(sample, generator(self.seed, "augment", epoch, index))
+                images.append(image)
+                targets.append(target)
+                samples.append(sample)
+                extra += more
+            except WsolError as error:
+                failed.append((sample.id, str(error)))
+        empty = np.empty((0, 1, 1, 3), dtype=np.uint8)
+        pixels, labels = (np.stack(parts) if parts else empty for parts in (images, targets))
+        return Batch(pixels, labels, tuple(failed), tuple(samples), tuple(extra))
 
 
 class _Images(TorchDataset["NDArray[np.uint8] | str"]):
@@ -176,11 +193,6 @@ def _load(dataset: TorchDataset[T], keys: Iterable[Any], workers: int, device: t
 
 def _as_it_is(item: T) -> T:
     return item
-
-
-@lru_cache(maxsize=2)
-def _order(count: int, seed: int, epoch: int) -> NDArray[np.int64]:
-    return generator(seed, "order", epoch).permutation(count)
 
 
 def normalize(

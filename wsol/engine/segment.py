@@ -139,7 +139,8 @@ class _Work:
     def batches(self) -> Batches:
         config = self.config
         views = SegmenterViews(
-            self.dataset,
+            self.dataset.truth,
+            len(self.dataset.spec.classes),
             config.img_size,
             config.zoom,
             config.hflip,

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wsol import data
-from wsol.data.catalog import list_images, make_dataset
+from wsol.data.catalog import TruthReader, list_images, make_dataset
 from wsol.data.images import read_image
 from wsol.data.transforms import augment_pair
 from wsol.errors import DataError
@@ -71,7 +71,8 @@ class SegmenterViews:
     """Reads an image and its mask for a segmentation network; see `loaders.Views`.
 
     Attributes:
-        dataset: Images and masks.
+        truth: Reads the mask of a sample: not the data set, which goes into every reading process with all its samples.
+        classes: Number of classes.
         img_size: Side of the view in pixels.
         zoom: Range of the random zoom.
         hflip: Probability of a mirror image.
@@ -81,7 +82,8 @@ class SegmenterViews:
         whole: Whether pixels without a label are of use: then a mask of 255 only is none to leave out.
     """
 
-    dataset: data.Dataset
+    truth: TruthReader
+    classes: int
     img_size: int
     zoom: tuple[float, float]
     hflip: float
@@ -92,17 +94,17 @@ class SegmenterViews:
 
     def __call__(self, sample: Sample, rng: np.random.Generator) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
         """Return uint8 (img_size, img_size, 3), and uint8 (2, img_size, img_size): labels, and 1 inside the image."""
-        image, mask = read_image(sample.image, upright=sample.upright), self.dataset.read_truth(sample)
+        image, mask = read_image(sample.image, upright=sample.upright), self.truth(sample)
         if image.shape[:2] != mask.shape:
             raise DataError(f"the mask is {mask.shape} but the image is {image.shape[:2]}", where=sample.id)
         known = mask != IGNORE
-        highest, classes = int(mask[known].max(initial=0)), len(self.dataset.spec.classes)
-        if highest > classes:
-            raise DataError(f"the mask holds label {highest} but there are {classes} classes", where=sample.id)
+        highest = int(mask[known].max(initial=0))
+        if highest > self.classes:
+            raise DataError(f"the mask holds label {highest} but there are {self.classes} classes", where=sample.id)
         if not (self.whole or known.any()):
             raise DataError("every pixel of the mask is ignored (255)", where=sample.id)
         size = (self.img_size, self.img_size)
-        marked = np.where(known, mask, np.uint8(_UNKNOWN)) if classes < _UNKNOWN else mask
+        marked = np.where(known, mask, np.uint8(_UNKNOWN)) if self.classes < _UNKNOWN else mask
         view, labels = augment_pair(
             image,
             marked,
@@ -115,7 +117,7 @@ class SegmenterViews:
             will_do=self._varied if self.cat_max_ratio < 1 else None,
         )
         inside = labels != IGNORE
-        if classes < _UNKNOWN:
+        if self.classes < _UNKNOWN:
             labels[labels == _UNKNOWN] = IGNORE
         return view, np.stack([labels, inside.astype(np.uint8)])
 
