@@ -24,7 +24,9 @@ T = TypeVar("T")
 _OUTPUT_NEUTRAL = "output_neutral"
 _EXPONENT = re.compile(r"[-+]?\d+(\.\d*)?e[-+]?\d+", re.IGNORECASE)
 """A number to everybody but YAML 1.1, to which 1e-3 is a text."""
-_LARGEST = 2**20  # bytes of a recipe; PyYAML reads a MiB in some seconds
+_RECIPE = 2**20  # bytes; PyYAML reads a MiB in some seconds
+LARGEST_LIST = 2**24
+"""Bytes of a YAML file that names every class: 32,768 of them, each with a text."""
 
 
 def neutral(**kwargs: Any) -> Any:
@@ -44,17 +46,21 @@ class _PlainLoader(yaml.SafeLoader):
         return super().compose_node(parent, index)
 
 
-def load_yaml(path: Path) -> dict[str, Any]:
+def load_yaml(path: Path, *, largest: int = _RECIPE) -> dict[str, Any]:
     """Read one recipe file: plain values only, no tags that make objects and no aliases.
 
+    Args:
+        path: The file.
+        largest: Bytes that it may hold; 1 MiB by default.
+
     Raises:
-        ConfigError: When it is missing, larger than 1 MiB, is not YAML, or is not a mapping.
+        ConfigError: When it is missing, too large, is not YAML, or is not a mapping.
     """
     try:
         with path.open("rb") as stream:
-            text = stream.read(_LARGEST + 1)
-        if len(text) > _LARGEST:
-            raise ConfigError(f"more than {_LARGEST} bytes are no recipe", where=path)
+            text = stream.read(largest + 1)
+        if len(text) > largest:
+            raise ConfigError(f"larger than {largest} bytes", where=path)
         data = yaml.load(text.decode("utf-8-sig"), Loader=_PlainLoader)  # noqa: S506  # nosec B506 - a safe loader
     except OSError as error:
         hint = "-c takes a path from the current folder"

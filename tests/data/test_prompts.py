@@ -61,6 +61,13 @@ def test_a_list_of_names_is_enough(tmp_path: Path) -> None:
     assert found == Prompts(classes=("dog", "cat"), texts=("dog", "cat"))
 
 
+def test_a_file_may_name_more_classes_than_a_recipe_has_room_for(tmp_path: Path) -> None:
+    classes = tuple(f"{at} {'synonym, ' * 100}" for at in range(800))
+    write_prompts(tmp_path / "p.yaml", load_prompts(None, spec(*classes)))
+    assert (tmp_path / "p.yaml").stat().st_size > 2**20
+    assert load_prompts(tmp_path / "p.yaml", spec(*classes)).texts == classes
+
+
 def test_what_is_written_reads_back(tmp_path: Path) -> None:
     prompts = Prompts(classes=("no", "ünï: #x"), texts=("no", "a, b"), background=("on",), templates=("{} and", "a {}"))
     write_prompts(tmp_path / "out" / "p.yaml", prompts)

@@ -19,12 +19,12 @@ from hypothesis.extra import numpy as hnp
 
 from wsol.config import neutral
 from wsol.errors import StoreError
-from wsol.schema import PseudoMask, ScoreMaps
+from wsol.schema import DatasetSpec, PseudoMask, ScoreMaps
 from wsol.store.atomic import atomic_write, write_text
 from wsol.store.manifest import Manifest, finished, read_rows
 from wsol.store.maps import map_path, read_maps, write_maps
 from wsol.store.masks import encode_mask, mask_path, read_labels, read_mask, write_mask
-from wsol.store.runs import file_hash, open_run, read_info
+from wsol.store.runs import file_hash, open_run, read_dataset, read_info
 
 
 def sample_maps(image_id="a/b.jpg", logits=None):
@@ -187,6 +187,15 @@ def test_run_folder_is_continued_only_with_the_same_options(tmp_path):
         open_run(folder, verb="cam", config=Config(method="gradcam"))
     with pytest.raises(StoreError, match="holds a run of wsol cam"):
         open_run(folder, verb="refine", config=Config())
+
+
+def test_a_run_reads_back_the_classes_that_it_wrote_however_many_and_long(tmp_path):
+    classes = tuple(f"{at} {'synonym, ' * 100}" for at in range(800))
+    spec = DatasetSpec(name="folder", classes=classes, root=tmp_path, split="train")
+    with open_run(tmp_path / "run", verb="cam", config=Config(), dataset=spec):
+        pass
+    assert (tmp_path / "run/dataset.yaml").stat().st_size > 2**20
+    assert read_dataset(tmp_path / "run")["classes"] == list(classes)
 
 
 def test_only_what_decides_is_named_when_a_run_is_refused(tmp_path):

@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from wsol.config import load_yaml
 from wsol.errors import ConfigError, StoreError
 from wsol.schema import DatasetSpec, ScoreMaps
 from wsol.store.maps import read_maps
+from wsol.store.runs import read_dataset
 
 CELL = 16
 """Pixels of the training view to a cell of a label map: the patch of most vision transformers."""
@@ -88,7 +88,7 @@ def open_label_maps(run: Path | None, spec: DatasetSpec, *, img_size: int, wante
         raise ConfigError("this strategy looks at no label maps", where="--label-maps", hint="leave it out")
     if not (run / "maps").is_dir() or not (run / "dataset.yaml").is_file():
         raise StoreError("no score maps here", where=run, hint="give a run folder of wsol cam")
-    classes = tuple(load_yaml(run / "dataset.yaml").get("classes") or ())
+    classes = tuple(read_dataset(run).get("classes") or ())
     if classes != spec.classes:
         raise StoreError(f"the maps are of {len(classes)} other classes than '{spec.name}'", where=run)
     return LabelMaps(run, img_size)

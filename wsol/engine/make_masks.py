@@ -9,7 +9,6 @@ from functools import partial
 from pathlib import Path
 
 from wsol import data, refine
-from wsol.config import load_yaml
 from wsol.engine.export_masks import write_coco
 from wsol.engine.outcome import Outcome, log_to, say_failures
 from wsol.engine.pool import run_in_pool
@@ -21,7 +20,7 @@ from wsol.errors import ConfigError, StoreError
 from wsol.schema import Sample
 from wsol.store.manifest import Manifest, finished, iterate_rows
 from wsol.store.masks import mask_path, read_labels
-from wsol.store.runs import open_run, read_info
+from wsol.store.runs import open_run, read_dataset, read_info
 
 _log = logging.getLogger("wsol")
 
@@ -117,7 +116,7 @@ def dataset_of_run(run: Path, *, limit: int | None = None) -> data.Dataset:
     info = read_info(run)
     if info.verb not in ("cam", "data convert"):
         raise StoreError(f"a run of wsol {info.verb}, not of wsol cam", where=run, hint="give the folder with maps/")
-    config, spec = info.config, load_yaml(run / "dataset.yaml")
+    config, spec = info.config, read_dataset(run)
     limit = config.get("limit") if limit is None else limit
     return data.load(
         str(config["data"]), root=Path(spec["root"]), split=spec["split"], limit=limit, **config["data_options"]

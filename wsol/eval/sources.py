@@ -18,6 +18,7 @@ from wsol.errors import DataError, EvalError, StoreError
 from wsol.eval.scoremap import ScoreMap, check_scoremap
 from wsol.schema import DatasetSpec, ScoreMaps
 from wsol.store.maps import read_maps
+from wsol.store.runs import read_dataset
 from wsol.store.shards import has_file
 
 
@@ -145,7 +146,7 @@ def run_facts(folder: Path) -> dict[str, Any]:
     """Return what a run folder says of its data set: name, root, split and options; empty where it is no run."""
     if not (folder / "dataset.yaml").is_file():
         return {}
-    facts = load_yaml(folder / "dataset.yaml")
+    facts = read_dataset(folder)
     config = load_yaml(folder / "config.yaml") if (folder / "config.yaml").is_file() else {}
     if "data_options" not in config and config.get("maps"):
         before = Path(config["maps"]) / "config.yaml"  # a run of wsol refine names the run it was made from

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import wsol
-from wsol.config import config_hash, dump_yaml, is_neutral, load_yaml, to_dict
+from wsol.config import LARGEST_LIST, config_hash, dump_yaml, is_neutral, load_yaml, to_dict
 from wsol.errors import ConfigError, DataError, StoreError
 from wsol.schema import DatasetSpec, RunInfo
 from wsol.store.atomic import write_text
@@ -177,6 +177,15 @@ def read_info(path: Path) -> RunInfo:
         raise StoreError("no run in this folder", where=path, hint="give a folder that wsol wrote") from error
     except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
         raise StoreError(f"run.json cannot be read: {error}", where=path) from error
+
+
+def read_dataset(path: Path) -> dict[str, Any]:
+    """Return what `dataset.yaml` of a run says: name, root, split, classes, ...
+
+    Raises:
+        ConfigError: When the file is missing or no YAML mapping.
+    """
+    return load_yaml(path / "dataset.yaml", largest=LARGEST_LIST)
 
 
 def file_hash(path: Path) -> str:

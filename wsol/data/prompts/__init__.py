@@ -11,7 +11,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from wsol.config import dump_yaml, load_yaml
+from wsol.config import LARGEST_LIST, dump_yaml, load_yaml
 from wsol.errors import ConfigError, did_you_mean
 from wsol.schema import DatasetSpec
 from wsol.store.atomic import write_text
@@ -75,7 +75,7 @@ def load_prompts(source: str | Path | None, spec: DatasetSpec) -> Prompts:
     if not known and not Path(source).expanduser().is_file():
         near = did_you_mean(str(source), names())
         raise ConfigError(f"no prompts '{source}'", hint=f"give a YAML file or one of {', '.join(names())}; {near}")
-    raw = _packaged(str(source)) if known else load_yaml(Path(source).expanduser())
+    raw = _packaged(str(source)) if known else load_yaml(Path(source).expanduser(), largest=LARGEST_LIST)
     return _parse(raw, spec.classes, where=f"prompts {source}")
 
 
