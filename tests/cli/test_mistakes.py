@@ -163,6 +163,29 @@ def test_mistake(desk, command, named, tmp_path, monkeypatch, capfd):
     assert not missing, lines[0]
 
 
+@pytest.mark.parametrize(
+    ("command", "named"),
+    [
+        ("refine --maps maps --background 0.3 --method caa", ["caa", "--options.checkpoint"]),
+        ("refine --maps maps --background 0.3 --method pamr,psa", ["psa", "no checkpoint"]),
+        ("refine --maps maps --background 0.3 --method irn --options.checkpoint empty", ["empty", "train-affinity"]),
+        (
+            "refine --maps maps --background 0.3 --method caa --options.model test_resnet"
+            " --options.checkpoint weights.pth",
+            ["test_resnet", "a ViT"],
+        ),
+        ("refine instances --maps maps --options.checkpoint empty", ["empty", "train-affinity"]),
+    ],
+)
+def test_a_refiner_without_its_network_makes_no_run(desk, command, named, tmp_path, monkeypatch, capfd):
+    monkeypatch.chdir(desk)
+    assert main([*command.split(), "--out", str(tmp_path / "x")]) == 2
+    said = capfd.readouterr().err
+    assert said.count("\n") == 1
+    assert all(word in said for word in named), said
+    assert not (tmp_path / "x").exists()
+
+
 def test_a_broken_image_is_a_line_at_the_end(desk, monkeypatch, capfd):
     monkeypatch.chdir(desk)
     command = CAM.replace("photos", "mixed") + " --out some --workers 0"

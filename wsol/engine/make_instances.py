@@ -41,6 +41,7 @@ def make_instances(config: InstanceConfig) -> Outcome:
     config.validate()
     refiner = from_dict(IRN, config.options, where=f"refiner '{config.method}'")
     shard, dataset = resolve_shard(config.shard), dataset_of_run(config.maps, limit=config.limit)
+    refiner.load()  # a wrong network is said before there is a run, and not by every image
     inputs = {str(config.maps): read_info(config.maps).config_hash, **checkpoint_hash(refiner.checkpoint)}
     run = open_run(
         config.out,

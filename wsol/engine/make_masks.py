@@ -48,11 +48,10 @@ def make_masks(config: RefineConfig) -> Outcome:
     shard = resolve_shard(config.shard)
     dataset = dataset_of_run(config.maps, limit=config.limit)
     inputs = {str(config.maps): read_info(config.maps).config_hash}
-    for step in chain.refiners:
-        if getattr(step, "checkpoint", None) is not None:
-            from wsol.engine.training_run import checkpoint_hash  # only refiners with a network need torch
+    for checkpoint in chain.load():  # what a refiner lacks is said before there is a run, and not by a worker
+        from wsol.engine.training_run import checkpoint_hash  # only refiners with a network need torch
 
-            inputs |= checkpoint_hash(step.checkpoint)  # type: ignore[attr-defined]
+        inputs |= checkpoint_hash(checkpoint)
     with (
         open_run(
             config.out,

@@ -116,6 +116,8 @@ def sweep_masks(config: SweepConfig) -> Outcome:
     dataset = dataset_of_run(config.maps, limit=config.limit)
     if dataset.spec.annotations not in ("mask", "both"):
         raise ConfigError(f"data set '{dataset.spec.name}' has no true masks to choose by", where="--sweep")
+    for setting in tried:
+        refine.chain(config.method, setting.options).load()  # what it lacks is said before there is a run
     classes, outcome = len(dataset.spec.classes) + 1, Outcome()
     totals = np.zeros((len(tried), classes, classes), dtype=np.int64)
     with (

@@ -50,6 +50,16 @@ class AttentionMean:
         return self._sum / self.blocks
 
 
+def check_attention(classifier: Classifier) -> None:
+    """Refuse models without attention.
+
+    Raises:
+        ModelError: When there is none between patches.
+    """
+    if not classifier.attention:
+        raise _unfit(classifier)
+
+
 def mean_attention(classifier: Classifier, images: Tensor, *, layers: int = 8) -> Tensor:
     """Run a transformer and return the mean over its last blocks and their heads of the attention between patches.
 
@@ -69,13 +79,7 @@ def mean_attention(classifier: Classifier, images: Tensor, *, layers: int = 8) -
     rows, columns = classifier.grid(height, width)
     mean = AttentionMean(classifier.prefix_tokens)
     module: Any = classifier.module
-    unfit = ModelError(
-        "needs attention between all patches, as in a plain vision transformer",
-        where=classifier.name,
-        hint="give a ViT, DeiT, DINOv2 or CLIP",
-    )
-    if not names:
-        raise unfit
+    check_attention(classifier)
     try:
         with torch.inference_mode(), evaluating(module), tap(module, attention=names, reduce=mean):
             module.forward_features(images)
@@ -85,8 +89,16 @@ def mean_attention(classifier: Classifier, images: Tensor, *, layers: int = 8) -
         reason = (str(error) or type(error).__name__).partition("\n")[0]
         raise ModelError(f"cannot run at {height}x{width} pixels: {reason}", where=classifier.name) from error
     if mean.result().shape[1:] != (rows * columns, rows * columns):
-        raise unfit
+        raise _unfit(classifier)
     return mean.result()
+
+
+def _unfit(classifier: Classifier) -> ModelError:
+    return ModelError(
+        "needs attention between all patches, as in a plain vision transformer",
+        where=classifier.name,
+        hint="give a ViT, DeiT, DINOv2 or CLIP",
+    )
 
 
 def sinkhorn(attention: Tensor, *, rounds: int = _ROUNDS) -> tuple[Tensor, Tensor]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal, Protocol, runtime_checkable
 
 import numpy as np
@@ -36,6 +37,25 @@ class Refiner(Protocol):
 
         Raises:
             DataError: When the shapes do not fit together.
+        """
+        ...
+
+
+@runtime_checkable
+class Learned(Protocol):
+    """A refiner with a network."""
+
+    @property
+    def checkpoint(self) -> str | Path | None:
+        """Where its weights are; None where there are none, or where the hub has them."""
+        ...
+
+    def load(self) -> object:
+        """Return the network, loaded once a process.
+
+        Raises:
+            ConfigError: When no checkpoint is given.
+            ModelError: When it holds no network of this refiner.
         """
         ...
 
@@ -74,6 +94,18 @@ class Chain:
 
     refiners: tuple[Refiner, ...]
     labeler: Labeler | None = None
+
+    def load(self) -> tuple[str | Path, ...]:
+        """Load the networks of the refiners that have one, and return the checkpoints that they are from.
+
+        Raises:
+            ConfigError: When one is not given.
+            ModelError: When one cannot be used.
+        """
+        learned = [step for step in self.refiners if isinstance(step, Learned)]
+        for step in learned:
+            step.load()
+        return tuple(step.checkpoint for step in learned if step.checkpoint is not None)
 
     def __call__(self, image: NDArray[np.uint8], scores: NDArray[np.float32]) -> NDArray[np.float32]:
         """Return the scores after the last refiner; see `Refiner`."""

@@ -67,12 +67,16 @@ class CAA:
         if self.alpha is not None and not self.alpha > 0:
             raise ConfigError(f"must be positive, got {self.alpha}", where="alpha")
 
-    def __call__(self, image: NDArray[np.uint8], scores: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Return the scores with refined classes; see `wsol.refine.base.Refiner`."""
-        check_inputs(image, scores)
+    def load(self) -> Classifier:
+        """Return the network; see `wsol.refine.base.Learned`."""
         if self.checkpoint is None and not self.pretrained:
             hint = "give --options.checkpoint FILE or RUN, or --options.model NAME --options.pretrained"
             raise ConfigError("no checkpoint", where="refiner 'caa'", hint=hint)
+        return _load(self.model, self.checkpoint, self.pretrained, self.device, _written(self.checkpoint))
+
+    def __call__(self, image: NDArray[np.uint8], scores: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Return the scores with refined classes; see `wsol.refine.base.Refiner`."""
+        check_inputs(image, scores)
         refined = np.array(scores, dtype=np.float32)
         if len(refined) > 1:
             for plane, spread in zip(refined[1:], self._spread(image, refined[1:]), strict=True):
@@ -86,7 +90,7 @@ class CAA:
 
         from wsol.models.attention_affinity import mean_attention, spread
 
-        classifier = _load(self.model, self.checkpoint, self.pretrained, self.device, _written(self.checkpoint))
+        classifier = self.load()
         stride, full = classifier.stride, (image.shape[0], image.shape[1])
         size = input_size(full, img_size=self.img_size, resize="native", stride=stride)
         filter_, mean, std = classifier.interpolation, classifier.mean, classifier.std
@@ -110,11 +114,15 @@ def _written(checkpoint: str | None) -> int:
 def _load(name: str | None, checkpoint: str | None, pretrained: bool, device: str, written: int) -> Classifier:
     """Load the network, once a process, and again when its file changes."""
     del written
+    from wsol.models.attention_affinity import check_attention
     from wsol.models.classifier import Classifier, load_classifier
 
     if (name or "").partition(":")[0] != "clip":
-        return load_classifier(name, checkpoint=checkpoint, pretrained=pretrained, device=device)
-    from wsol.models.clip_load import load_towers  # open_clip takes seconds
+        classifier = load_classifier(name, checkpoint=checkpoint, pretrained=pretrained, device=device)
+    else:
+        from wsol.models.clip_load import load_towers  # open_clip takes seconds
 
-    image = load_towers(str(name), checkpoint=checkpoint, pretrained=pretrained, device=device).image
-    return Classifier(image, name=name)
+        towers = load_towers(str(name), checkpoint=checkpoint, pretrained=pretrained, device=device)
+        classifier = Classifier(towers.image, name=name)
+    check_attention(classifier)
+    return classifier

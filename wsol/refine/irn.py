@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +20,9 @@ from wsol.refine import REFINERS
 from wsol.refine._instances import Instance, find_centroids, group_by_centroid, read_instances, split_by_group
 from wsol.refine._walk import check_walk, network, to_grid, to_image
 from wsol.refine.base import check_inputs, with_background
+
+if TYPE_CHECKING:
+    from wsol.models.affinity import AffinityModel
 
 _TINY = 1e-30  # instead of a maximum of 0
 
@@ -52,6 +56,10 @@ class IRN:
     def __post_init__(self) -> None:
         check_walk(self.beta, self.steps, self.img_size)
         neighbour_offsets(self.radius)
+
+    def load(self) -> AffinityModel:
+        """Return the network; see `wsol.refine.base.Learned`."""
+        return network(self.checkpoint, method="irn", device=self.device)
 
     def __call__(self, image: NDArray[np.uint8], scores: NDArray[np.float32]) -> NDArray[np.float32]:
         """Return channel 0 as it is and the walked scores of the classes; see `wsol.refine.base.Refiner`."""
@@ -99,7 +107,7 @@ class IRN:
             float32 (2, h, w) displacements (dy, dx) in grid positions, float32 (h, w) boundaries in [0, 1], the size in
             pixels at which the network saw the image, and the pixels between two grid positions.
         """
-        model = network(self.checkpoint, method="irn", device=self.device)
+        model = self.load()
         import torch  # with the network, not for --help
 
         with torch.no_grad():

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +18,9 @@ from wsol.ops.random_walk import neighbour_offsets, random_walk
 from wsol.refine import REFINERS
 from wsol.refine._walk import check_walk, network, to_grid, to_image
 from wsol.refine.base import check_inputs
+
+if TYPE_CHECKING:
+    from wsol.models.affinity import AffinityModel
 
 
 @REFINERS.register("psa")
@@ -47,10 +51,14 @@ class PSA:
         check_walk(self.beta, self.steps, self.img_size)
         neighbour_offsets(self.radius)
 
+    def load(self) -> AffinityModel:
+        """Return the network; see `wsol.refine.base.Learned`."""
+        return network(self.checkpoint, method="psa", device=self.device)
+
     def __call__(self, image: NDArray[np.uint8], scores: NDArray[np.float32]) -> NDArray[np.float32]:
         """Return the walked scores of all channels; see `wsol.refine.base.Refiner`."""
         check_inputs(image, scores)
-        model = network(self.checkpoint, method="psa", device=self.device)
+        model = self.load()
         import torch  # with the network, not for --help
 
         from wsol.models.pixel_pairs import feature_affinity
