@@ -22,6 +22,7 @@ from wsol.errors import EvalError, StoreError, WsolError
 from wsol.eval.boundary import evaluate_boundary
 from wsol.eval.curves import best_at, choose_by
 from wsol.eval.options import SegConfig
+from wsol.eval.row_file import RowFile
 from wsol.eval.sources import load_truth, mask_file
 from wsol.eval.sweep import SweepCounts, background_scores, constant_cut, matrix_scores, power_cut, scores_of
 from wsol.eval.workers import map_chunks
@@ -56,12 +57,14 @@ class Part(Generic[C]):
 
     Attributes:
         counts: A sweep or a confusion matrix.
-        images: Image id and its own mean IoU, one a cut.
+        ids: Images that were counted.
+        ious: Their own mean IoU, float32, one a cut; of the whole data set in a `RowFile` instead.
         failures: Image id to the reason why it was not counted.
     """
 
     counts: C
-    images: list[tuple[str, NDArray[np.float32]]] = field(default_factory=list)
+    ids: list[str] = field(default_factory=list)
+    ious: list[NDArray[np.float32]] = field(default_factory=list)
     failures: dict[str, str] = field(default_factory=dict)
 
 
@@ -131,16 +134,16 @@ def _masks(config: SegConfig, dataset: Dataset, samples: Sequence[Sample], class
     folder = config.pred / "masks" if (config.pred / "masks").is_dir() else config.pred
     work = partial(count_masks, folder=folder, truth=dataset.truth, classes=classes)
     total = Part(np.zeros((classes, classes), np.int64))
-    matrix = total.counts
+    matrix, ious = total.counts, RowFile(1)
     for part in map_chunks(work, samples, workers=config.workers):
         matrix += part.counts
-        _append(total, part)
+        _append(total, ious, part)
     metrics = _averages("", matrix_scores(matrix), np.diag(matrix).sum(), matrix.sum())
-    if config.boundary is not None and total.images:
+    if config.boundary is not None and total.ids:
         with_masks = replace(dataset, samples=tuple(samples))
         borders = evaluate_boundary(folder, with_masks, tolerance=config.boundary, workers=config.workers)
         metrics |= borders.metrics
-    per_image = {image_id: {"iou": float(scores[0])} for image_id, scores in total.images}
+    per_image = _per_image(total, ious, 0)
     return _result(config, dataset, samples, total, metrics, matrix_scores(matrix), {}, {}, "none", per_image)
 
 
@@ -158,11 +161,11 @@ def _maps(config: SegConfig, dataset: Dataset, samples: Sequence[Sample], classe
     ladder = np.unique(np.array(list(cuts.values()), dtype=np.float32))
     place = {key: int(np.searchsorted(ladder, cut)) for key, cut in cuts.items()}
     total = Part(SweepCounts.empty(ladder, classes))
-    sweep = total.counts
+    sweep, ious = total.counts, RowFile(len(ladder))
     work = partial(count_maps, run=config.pred, truth=dataset.truth, classes=classes, cuts=ladder)
     for part in map_chunks(work, samples, workers=config.workers):
         sweep.merge(part.counts)
-        _append(total, part)
+        _append(total, ious, part)
     curve = 100 * sweep.mean_ious()
     metrics: dict[str, float] = {}
     thresholds: dict[str, float] = {}
@@ -178,7 +181,7 @@ def _maps(config: SegConfig, dataset: Dataset, samples: Sequence[Sample], classe
     at = place[_CONSTANT, thresholds[_CONSTANT]]
     hits, predicted = sweep.outcome(at)
     scores = scores_of(hits, predicted=predicted, true=sweep.true)
-    per_image = {image_id: {"iou": float(row[at])} for image_id, row in total.images}
+    per_image = _per_image(total, ious, at)
     return _result(config, dataset, samples, total, metrics, scores, thresholds, curves, choice.source, per_image)
 
 
@@ -193,7 +196,8 @@ def count_masks(samples: Sequence[Sample], *, folder: Path, truth: TruthReader, 
             except EvalError as error:
                 raise EvalError(error.what, where=sample.id) from error
             part.counts += own
-            part.images.append((sample.id, np.array([mean_iou(own)], dtype=np.float32)))
+            part.ids.append(sample.id)
+            part.ious.append(np.array([mean_iou(own)], dtype=np.float32))
         except WsolError as error:
             part.failures[sample.id] = str(error)
     return part
@@ -207,15 +211,21 @@ def count_maps(
     for sample in samples:
         try:
             own = part.counts.add(read_maps(run, sample.id), truth(sample))
-            part.images.append((sample.id, own.mean_ious().astype(np.float32)))
+            part.ids.append(sample.id)
+            part.ious.append(own.mean_ious().astype(np.float32))
         except WsolError as error:
             part.failures[sample.id] = str(error)
     return part
 
 
-def _append(total: Part[Any], part: Part[Any]) -> None:
-    total.images += part.images
+def _append(total: Part[Any], ious: RowFile, part: Part[Any]) -> None:
+    total.ids += part.ids
+    ious.append(part.ious)
     total.failures.update(part.failures)
+
+
+def _per_image(total: Part[Any], ious: RowFile, at: int) -> dict[str, dict[str, float]]:
+    return {image_id: {"iou": iou} for image_id, iou in zip(total.ids, ious.column(at).tolist(), strict=True)}
 
 
 def _averages(suffix: str, scores: Mapping[str, NDArray[np.float64]], hits: int, pixels: int) -> dict[str, float]:
@@ -246,7 +256,7 @@ def _result(
     source: str,
     per_image: dict[str, dict[str, float]],
 ) -> Segmentation:
-    if not total.images:
+    if not total.ids:
         reason = next(iter(total.failures.values()), None)
         raise EvalError(f"none of {len(samples)} images could be evaluated", where=config.pred, hint=reason)
     warnings = []
@@ -265,7 +275,7 @@ def _result(
     result = EvalResult(
         task="segmentation",
         metrics=metrics,
-        n=len(total.images),
+        n=len(total.ids),
         split=dataset.spec.split,
         threshold=thresholds,
         threshold_source=source,
