@@ -137,20 +137,20 @@ def run(argv: list[str]) -> int:
     """
     from wsol.cli.parse import parse
 
-    word, rest = (argv[0], argv[1:]) if argv else ("", [])
+    word, rest = (argv[0], argv[1:]) if argv else ("--help", [])
     actions: dict[str, Callable[[], int]] = {
         "check": lambda: check_data(parse(DataCheckConfig, rest, prog="wsol data check")),
         "index": lambda: index_data(parse(DataIndexConfig, rest, prog="wsol data index")),
         "export": lambda: export_data(rest),
         "convert": lambda: convert_data(rest),
     }
-    if word in ("", "-h", "--help"):
+    if word in ("-h", "--help"):
         sys.stdout.write("usage: wsol data check|index|export|convert [options]\n\n")
         sys.stdout.write("  check    say what of a data set is there, what is missing, and how to get it\n")
         sys.stdout.write("  index    list ids, files and labels of a split as CSV\n")
         sys.stdout.write("  export   write masks for CVAT, labelme, Label Studio, FiftyOne, COCO, YOLO or VOC\n")
         sys.stdout.write("  convert  read and write the files of irn, PSA, CLIP-ES and the WSOL benchmark\n")
-        return 0 if word else 2
+        return 0
     if word not in actions:
         raise ConfigError(f"unknown action '{word}' of wsol data", hint=did_you_mean(word, actions))
     return actions[word]()
