@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ import pytest
 from wsol import data
 from wsol.cli.main import main
 from wsol.engine.bench_cams import bench_cams
+from wsol.engine.bench_measure import Row, as_json
 from wsol.engine.bench_options import BenchCamsConfig, BenchRefineConfig, listed
 from wsol.engine.bench_refine import bench_refine
 from wsol.errors import ConfigError, StoreError
@@ -142,6 +144,22 @@ def test_an_earlier_comparison_is_not_lost(compared, scenes, trained, tmp_path):
         bench_cams(options(scenes, compared[0], checkpoint=(str(trained / "test_resnet"),)))
     with pytest.raises(ConfigError, match="did you mean 'pamr'"):
         bench_refine(BenchRefineConfig(maps=compared[0] / "test_vit-layercam", methods=("pamrr",), out=tmp_path / "x"))
+
+
+def test_models_of_the_same_name_keep_a_run_each(scenes, trained, tmp_path):
+    other = tmp_path / "other/test_resnet"
+    shutil.copytree(trained / "test_resnet", other)
+    runs = (str(trained / "test_resnet"), str(other))
+    rows = bench_cams(options(scenes, tmp_path / "cams", checkpoint=runs, methods=("cam",), limit=2))
+    assert [row.names["model"] for row in rows] == ["test_resnet 1", "test_resnet 2"]
+    assert len(list((tmp_path / "cams").glob("*/run.json"))) == 2
+
+
+def test_numbers_that_json_lacks_are_null():
+    row = Row(names={"method": "cam"}, metrics={"mIoU": float("nan"), "PxAP": 50.0}, ms=1.5)
+    read = json.loads(json.dumps(as_json([row], n=1), allow_nan=False))
+    assert read["rows"][0]["metrics"] == {"mIoU": None, "PxAP": 50.0}
+    assert read["rows"][0]["ms"] == 1.5
 
 
 def test_lists_take_commas_and_spaces():

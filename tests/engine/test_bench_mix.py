@@ -9,7 +9,7 @@ import pytest
 
 from wsol.cli.main import main
 from wsol.config import config_hash
-from wsol.engine.bench_mix import bench_mix
+from wsol.engine.bench_mix import _spread, bench_mix
 from wsol.engine.bench_mix_options import BenchMixConfig, slug
 from wsol.engine.fit import read_history
 from wsol.errors import ConfigError, DataError
@@ -93,6 +93,12 @@ def test_mistakes_end_before_anything_is_trained(root, tmp_path, changes, kind, 
     with pytest.raises(kind, match=message):
         bench_mix(config(root, tmp_path / "bench", **changes))
     assert not (tmp_path / "bench").exists()
+
+
+def test_a_metric_that_is_no_number_has_no_spread():
+    assert np.isnan(_spread([0.5, float("nan")]))
+    assert np.isnan(_spread([0.5]))
+    assert _spread([0.5, 1.5, 4.0]) == pytest.approx(np.std([0.5, 1.5, 4.0], ddof=1))
 
 
 def test_label_maps_go_to_those_that_want_them(root, tmp_path):

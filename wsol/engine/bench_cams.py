@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,14 +46,19 @@ def bench_cams(config: BenchCamsConfig) -> list[Row]:
     fresh(config.out, overwrite=config.overwrite)
     device = resolve_device(config.device)
     rows = []
-    for model, weights in entries:
-        label = model or Path(str(weights)).name
+    for (model, weights), label in zip(entries, _labels(entries), strict=True):
         for method in methods:
             _log.info("%s, %s", label, method)
             rows.append(_row(config, dataset, device, label=label, model=model, weights=weights, method=method))
     facts = {"data": config.data, "split": dataset.spec.split, "device": str(device), "versions": versions()}
     write_text(config.out / "bench.json", json.dumps(as_json(rows, **facts), indent=1) + "\n")
     return rows
+
+
+def _labels(entries: Sequence[tuple[str | None, str | None]]) -> list[str]:
+    """Return a name for each model, with its place in the list where several have the same."""
+    names = [model or Path(str(weights)).name for model, weights in entries]
+    return [name if names.count(name) == 1 else f"{name} {at}" for at, name in enumerate(names, start=1)]
 
 
 def _row(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -72,9 +73,18 @@ def cost(device: torch.device) -> Iterator[Cost]:
 
 
 def as_json(rows: list[Row], **facts: Any) -> dict[str, Any]:
-    """Return the rows, and what holds for all of them, as plain values."""
+    """Return the rows, and what holds for all of them, as plain values that JSON has."""
     plain = [{**row.names, **{name: getattr(row, name) for name in _PLAIN}} for row in rows]
-    return {**facts, "rows": plain}
+    return {**facts, "rows": finite(plain)}
+
+
+def finite(value: Any) -> Any:
+    """Return plain values with None for every number that is not finite: JSON has no NaN."""
+    if isinstance(value, Mapping):
+        return {name: finite(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 _PLAIN = ("metrics", "thresholds", "threshold_source", "split", "n", "failed", "ms", "peak_mb", "error")

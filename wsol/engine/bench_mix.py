@@ -11,6 +11,7 @@ from statistics import fmean, stdev
 from typing import Any
 
 from wsol import mix
+from wsol.engine.bench_measure import finite
 from wsol.engine.bench_mix_options import BenchMixConfig
 from wsol.engine.device import resolve_device
 from wsol.engine.loaders import load_splits
@@ -36,7 +37,7 @@ class MixRow:
         family: See `mix.Strategy.family`.
         values: Metric to one value a seed, after the last epoch, in percent.
         mean: Metric to the mean over the seeds.
-        spread: Metric to the standard deviation over the seeds (n - 1); NaN for one seed.
+        spread: Metric to the standard deviation over the seeds (n - 1); NaN for one seed or a value not finite.
         step_ms: Median milliseconds a step of training, without reading images; None where not measured.
         peak_mb: Peak memory of these steps, see `bench_measure.Cost`.
         failed: Images that could not be used.
@@ -84,7 +85,7 @@ def bench_mix(config: BenchMixConfig) -> list[MixRow]:
     facts |= {} if val is None else {"val": {"split": val.spec.split, "n": len(val)}}
     device = str(resolve_device(config.device))
     plain = {**facts, "device": device, "versions": versions(), "rows": [asdict(row) for row in rows]}
-    write_text(config.out / "bench.json", json.dumps(_finite(plain), indent=1) + "\n")
+    write_text(config.out / "bench.json", json.dumps(finite(plain), indent=1) + "\n")
     return rows
 
 
@@ -107,11 +108,16 @@ def _row(config: BenchMixConfig, text: str) -> MixRow:
         family,
         values=values,
         mean={name: fmean(found) for name, found in values.items()},
-        spread={name: stdev(found) if len(found) > 1 else math.nan for name, found in values.items()},
+        spread={name: _spread(found) for name, found in values.items()},
         step_ms=step_ms,
         peak_mb=peak_mb,
         failed=failed,
     )
+
+
+def _spread(values: Sequence[float]) -> float:
+    """Return the standard deviation (n - 1); NaN for one value, and where one is not finite, which `stdev` cannot."""
+    return stdev(values) if len(values) > 1 and all(map(math.isfinite, values)) else math.nan
 
 
 def _step_cost(config: BenchMixConfig, text: str) -> tuple[float, float | None]:
@@ -124,12 +130,3 @@ def _step_cost(config: BenchMixConfig, text: str) -> tuple[float, float | None]:
 
 def _place(text: str) -> int:
     return _FAMILIES.index(mix.MIXES.get(mix.split_text(text)[0]).family)
-
-
-def _finite(value: object) -> object:
-    """JSON has no NaN."""
-    if isinstance(value, dict):
-        return {name: _finite(item) for name, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
