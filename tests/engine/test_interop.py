@@ -88,6 +88,13 @@ def test_boxes_become_detections():
     assert found[found.confidence > 0.5].class_id.tolist() == [1]
 
 
+@pytest.mark.parametrize("label", [2, -1])
+def test_a_class_without_a_name_is_refused(label):
+    boxes = Boxes(np.array([[1, 2, 30, 40]]), np.array([label]), np.array([0.9]))
+    with pytest.raises(DataError, match=f"class id {label} has no name among 2"):
+        to_supervision(boxes, classes=("cat", "dog"))
+
+
 def test_a_run_is_an_iterator_of_images(run):
     found = dict(to_supervision(str(run)))
     assert [path.name for path in found] == ["cat0.jpg", "cat1.jpg", "dog0.jpg"]

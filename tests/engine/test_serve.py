@@ -185,8 +185,9 @@ def test_a_port_that_is_taken_is_one_line(config):
     ("changes", "message"),
     [
         ({"port": 0}, "--port must lie in"),
-        ({"max_megabytes": 0.0}, "--max-megabytes must be positive"),
-        ({"max_megapixels": float("nan")}, "--max-megapixels must be positive"),
+        ({"max_megabytes": 0.0}, "--max-megabytes must be a positive number"),
+        ({"max_megabytes": float("inf")}, "--max-megabytes must be a positive number, got inf"),
+        ({"max_megapixels": float("nan")}, "--max-megapixels must be a positive number"),
         ({"model": "clip:ViT-B-16", "checkpoint": None}, "give --classes"),
     ],
 )

@@ -34,7 +34,7 @@ def to_supervision(
         where a mask has none. For a run folder an iterator of (path of the image, `Detections`), one image at a time.
 
     Raises:
-        WsolError: When supervision is not installed, or a file of the run is missing or torn.
+        WsolError: When supervision is not installed, a class has no name, or a file of the run is missing or torn.
     """
     if isinstance(found, Path | str):
         return _run(Path(found), objects)
@@ -89,6 +89,9 @@ def _detections(boxes: Any, class_ids: Any, scores: Any, masks: Any, classes: Se
     if classes and ids.max(initial=0) >= len(classes):
         raise DataError(f"class id {ids.max()} of {len(classes)} classes", hint="are these the names of these classes?")
     if classes:
+        unknown = ids[(ids < 0) | (ids >= len(classes))]
+        if len(unknown):
+            raise DataError(f"class id {unknown[0]} has no name among {len(classes)}", where="classes")
         names["class_name"] = np.array([classes[label] for label in ids.tolist()], dtype=str)
     return Detections(
         xyxy=np.asarray(boxes, dtype=np.float32).reshape(-1, 4),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from wsol.engine.demo_options import PhotoOptions
@@ -32,5 +33,6 @@ class ServeConfig(PhotoOptions):
         if self.port is not None and not 1 <= self.port <= 65535:
             raise ConfigError(f"--port must lie in [1, 65535], got {self.port}")
         for name in ("max_megabytes", "max_megapixels"):
-            if not getattr(self, name) > 0:
-                raise ConfigError(f"--{name.replace('_', '-')} must be positive, got {getattr(self, name)}")
+            if not 0 < getattr(self, name) < math.inf:
+                what = f"must be a positive number, got {getattr(self, name)}"
+                raise ConfigError(f"--{name.replace('_', '-')} {what}")
