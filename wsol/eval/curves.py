@@ -56,7 +56,7 @@ def choose_by(split: str, *, fixed: float | None = None, other: Path | None = No
 
     Args:
         split: Name of the split that is evaluated.
-        fixed: A threshold in [0, 1).
+        fixed: A threshold in [0, 1].
         other: `metrics.json` of a result on another split, or the folder that holds it.
 
     Raises:
