@@ -90,6 +90,13 @@ def test_arrays_of_other_shapes_differ(tool):
     assert bench.largest_difference([], []) == 0.0
 
 
+def test_a_number_that_only_one_side_has_is_a_difference(tool):
+    difference, lost = tool("_bench").largest_difference, float("nan")
+    assert np.isnan(difference([1.0, 2.0], [1.0, lost]))
+    assert np.isnan(difference(np.array([lost, 1]), np.array([2, 1])))
+    assert difference(np.array([lost, np.inf, 1]), np.array([lost, np.inf, 3])) == 2
+
+
 def weights_by_rule(embed: int, width: int, layers: int = 12) -> dict[str, torch.Tensor]:
     """The weights that the golden arrays were made with; the rule is in their README."""
     shapes: dict[str, tuple[int, ...]] = {
