@@ -122,5 +122,5 @@ class SegmenterViews:
         return view, np.stack([labels, inside.astype(np.uint8)])
 
     def _varied(self, labels: NDArray[np.uint8]) -> bool:
-        counts = np.bincount(labels.ravel(), minlength=256)[: len(self.dataset.spec.classes) + 1]
+        counts = np.bincount(labels.ravel(), minlength=256)[: self.classes + 1]
         return bool(np.count_nonzero(counts) > 1 and counts.max() < self.cat_max_ratio * counts.sum())
