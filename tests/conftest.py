@@ -24,12 +24,11 @@ def _folder(variable: str, default: str) -> Path:
 
 @pytest.fixture(autouse=True)
 def _own_logger():
-    """What a command does to the package's logger ends with its test: `caplog` hears the next one."""
+    """What commands did to the package's logger, also in a fixture of a whole file, is undone: `caplog` hears all."""
     logger = logging.getLogger("wsol")
-    handlers, level, propagate = list(logger.handlers), logger.level, logger.propagate
-    yield
-    logger.handlers[:], logger.propagate = handlers, propagate
-    logger.setLevel(level)
+    logger.handlers.clear()
+    logger.propagate = True
+    logger.setLevel(logging.NOTSET)
 
 
 @pytest.fixture(scope="session")

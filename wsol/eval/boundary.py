@@ -168,5 +168,6 @@ def _compare(true: NDArray[np.bool_], predicted: NDArray[np.bool_], reach: float
 
 def _near(pixels: NDArray[np.bool_], other: NDArray[np.bool_], reach: float) -> float:
     distance = cv2.distanceTransform((~other).astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
-    # In float32 a reach of 7.000000000000001 would not reach a border 7 pixels away.
-    return float((distance[pixels].astype(np.float64) < reach).mean())
+    # Squares of distances are integers; OpenCV's float32 roots would miss a border 7 pixels away at 7.000000000000001.
+    squares = np.rint(distance[pixels].astype(np.float64) ** 2)
+    return float((np.sqrt(squares) < reach).mean())
