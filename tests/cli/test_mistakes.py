@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 from concurrent.futures.process import BrokenProcessPool
@@ -205,6 +206,7 @@ def test_a_broken_image_is_a_line_at_the_end(desk, monkeypatch, capfd):
             ["--img-size"],
         ),
         (MemoryError(), ["memory", "--workers"]),
+        (OSError(errno.ENOSPC, "No space left on device"), ["disk is full", "TMPDIR"]),
         (BrokenProcessPool("A process was terminated abruptly"), ["killed", "--workers"]),
         (RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed."), ["killed", "--workers"]),
     ],

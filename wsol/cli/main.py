@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import errno
 import importlib
 import logging
 import os
@@ -48,7 +49,11 @@ def main(argv: list[str] | None = None) -> int:
             raise
         sys.stderr.write(f"wsol: {error}\n")
         return 2
-    except (RuntimeError, MemoryError) as error:
+    except BrokenPipeError:
+        # The reader of a pipe is gone (wsol ... | head): not an error, and nothing more can be written.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except (RuntimeError, MemoryError, OSError) as error:
         reason = _lost(error)
         if debug or reason is None:
             raise
@@ -57,10 +62,6 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         sys.stderr.write("wsol: interrupted; run the same command again to continue\n")
         return 130
-    except BrokenPipeError:
-        # The reader of a pipe is gone (wsol ... | head): not an error, and nothing more can be written.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
 
 
 def _lost(error: BaseException) -> str | None:
@@ -68,6 +69,8 @@ def _lost(error: BaseException) -> str | None:
     again = "run the same command again to continue"
     if isinstance(error, MemoryError):
         return f"out of memory ({again}, with fewer --workers)"
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return f"the disk is full ({error.filename or 'temporary files: set TMPDIR to a folder with room'})"
     # By their names and words, for torch may not even be imported.
     if type(error).__name__ == "OutOfMemoryError" or "DefaultCPUAllocator" in str(error):
         return "not enough memory for the network and its batch (a smaller --batch-size or --img-size)"
