@@ -49,7 +49,7 @@ def test_option_types_come_from_the_signature() -> None:
     import dataclasses
 
     fields = {item.name: item.default for item in dataclasses.fields(option_type("coco"))}
-    assert fields == {"cache": Path("runs/.cache")}
+    assert fields == {"cache": Path("runs/.cache"), "empty": False}
     assert dataclasses.fields(option_type("voc")) == ()
 
 

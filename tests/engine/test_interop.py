@@ -54,7 +54,7 @@ def run(tmp_path):
 
 
 def test_a_class_without_a_name_is_a_data_error():
-    with pytest.raises(DataError, match="class id 4 of 2 classes"):
+    with pytest.raises(DataError, match="class id 4 has no name among 2"):
         to_supervision(PseudoMask("x", np.full((3, 5), 5, np.uint8)), classes=("cat", "dog"))
 
 

@@ -86,8 +86,6 @@ def _detections(boxes: Any, class_ids: Any, scores: Any, masks: Any, classes: Se
         raise ModelError("the package supervision is not installed", hint="pip install supervision") from error
     ids = np.asarray(class_ids, dtype=int)
     names: dict[str, Any] = {}
-    if classes and ids.max(initial=0) >= len(classes):
-        raise DataError(f"class id {ids.max()} of {len(classes)} classes", hint="are these the names of these classes?")
     if classes:
         unknown = ids[(ids < 0) | (ids >= len(classes))]
         if len(unknown):
