@@ -245,16 +245,7 @@ def read_kind(run: Path) -> str | None:
     Raises:
         ModelError: When its `model.json` cannot be read.
     """
-    path = run / _CARD
-    if not path.is_file():
-        return None
-    try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise ModelError(f"{_CARD} cannot be read: {error}", where=run) from error
-    if not isinstance(raw, dict):
-        raise ModelError(f"{_CARD} cannot be read: no mapping", where=run)
-    return str(raw.get("kind", "classifier"))
+    return _kind(_read_json(run)) if (run / _CARD).is_file() else None
 
 
 def read_card(folder: Path) -> tuple[ModelCard, Path]:
@@ -266,17 +257,32 @@ def read_card(folder: Path) -> tuple[ModelCard, Path]:
     hint = "give a run folder of wsol train"
     if not (folder / _CARD).is_file() or not (folder / _WEIGHTS).is_file():
         raise ModelError(f"no trained classifier ({_CARD} and {_WEIGHTS}) in this folder", where=folder, hint=hint)
-    kind = read_kind(folder)
+    raw = _read_json(folder)
+    kind = _kind(raw)
     if kind != "classifier":
         raise ModelError(f"this run holds a network of kind '{kind}', no classifier", where=folder, hint=hint)
     try:
-        card = from_dict(ModelCard, json.loads((folder / _CARD).read_text(encoding="utf-8")))
+        card = from_dict(ModelCard, raw)
         for name, largest in _LARGEST.items():
             if not 0 <= getattr(card, name) <= largest:
                 raise ValueError(f"{name} is {getattr(card, name)}")
         return card, folder / _WEIGHTS
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError, ConfigError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError, ConfigError) as error:
         raise ModelError(f"{_CARD} cannot be read: {error}", where=folder, hint=hint) from error
+
+
+def _read_json(run: Path) -> dict[str, Any]:
+    try:
+        raw = json.loads((run / _CARD).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise ModelError(f"{_CARD} cannot be read: {error}", where=run) from error
+    if not isinstance(raw, dict):
+        raise ModelError(f"{_CARD} cannot be read: no mapping", where=run)
+    return raw
+
+
+def _kind(raw: Mapping[str, Any]) -> str:
+    return str(raw.get("kind", "classifier"))
 
 
 def write_model(folder: Path, card: Mapping[str, Any], module: nn.Module) -> None:
