@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
+
+from wsol.ops.labelling import label_components
 
 _Boxes = NDArray[np.float32]
 
@@ -51,11 +52,8 @@ def largest_component_box(mask: NDArray[np.bool_]) -> _Boxes:
     Returns:
         float32 (1, 4) half-open xyxy, or (0, 4) for an empty mask; ties go to the first in raster order.
     """
-    # OpenCV's default numbers the components by blocks of 2x2 pixels; this algorithm, by their first pixel.
-    count, _, stats, _ = cv2.connectedComponentsWithStatsWithAlgorithm(
-        mask.astype(np.uint8), connectivity=8, ltype=cv2.CV_32S, ccltype=cv2.CCL_WU
-    )
-    if count < 2:
+    stats = label_components(mask)[1]
+    if not len(stats):
         return np.zeros((0, 4), np.float32)
-    x, y, width, height, _ = stats[1 + int(np.argmax(stats[1:, cv2.CC_STAT_AREA]))]
+    x, y, width, height, _ = stats[int(np.argmax(stats[:, 4]))]
     return np.array([[x, y, x + width, y + height]], dtype=np.float32)

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wsol.errors import StoreError
+from wsol.ops.labelling import label_components
 from wsol.ops.outlines import border_polygons, edge_polygons
 from wsol.schema import IGNORE
 
@@ -121,13 +122,9 @@ def find_regions(
             x, y, w, h = cv2.boundingRect(mask.astype(np.uint8))
             found = [(x, y, mask[y : y + h, x : x + w])]
         else:
-            # OpenCV's default numbers the components by blocks of 2x2 pixels; this algorithm, by their first pixel.
-            count, parts, stats, _ = cv2.connectedComponentsWithStatsWithAlgorithm(
-                mask.astype(np.uint8), connectivity=8, ltype=cv2.CV_32S, ccltype=cv2.CCL_WU
-            )
-            areas = stats[1:, cv2.CC_STAT_AREA]
-            chosen = range(1, count) if objects == "component" else [1 + int(np.argmax(areas))]
-            boxes = {part: stats[part, :4].tolist() for part in chosen}
+            parts, stats = label_components(mask)
+            chosen = range(len(stats)) if objects == "component" else [int(np.argmax(stats[:, 4]))]
+            boxes = {1 + at: stats[at, :4].tolist() for at in chosen}
             found = [(x, y, parts[y : y + h, x : x + w] == part) for part, (x, y, w, h) in boxes.items()]
         regions += [Region(class_id, x, y, cut) for x, y, cut in found if cut.sum() >= min_area]
     return tuple(regions)
